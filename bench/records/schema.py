@@ -1,0 +1,203 @@
+"""The typed records: what one file holds. `results/README.md` says the same in words."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+"""Of the file format. A reader takes every version up to its own."""
+
+PROTOCOL_VERSION = 1
+"""Of what the numbers mean (splits, budgets, measuring). Part of every id: numbers of two protocols never share a row."""
+
+Stage = Literal["train", "point", "measure"]
+Status = Literal["done", "failed"]
+
+
+class Part(BaseModel):
+    """Base of everything inside a record: unknown keys are refused, so that a foreign file cannot pass as a record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Failure(Part):
+    """kind: one word for the tables (`diverged`, `collapsed`, `unequal`, `error`, `killed`, `timeout`);
+    reason: one line; detail: the traceback where there was one."""
+
+    kind: str
+    reason: str
+    detail: str = ""
+
+
+class Workload(Part):
+    """What is trained, apart from the method. recipe: the resolved training settings, `epochs` among them."""
+
+    dataset: str
+    dataset_fingerprint: str
+    network: str
+    recipe: dict[str, Any]
+
+
+class MethodSettings(Part):
+    """config: fully resolved, defaults included. label: what tables and figures call this entry of the suite.
+    strength: None for a training that serves all strengths."""
+
+    name: str
+    label: str
+    config: dict[str, Any]
+    granularity: str
+    strength_kind: str
+    source: str
+    """`builtin`, the entry point, or the path of the method's file."""
+
+
+class Machine(Part):
+    """Where it ran. device: the name of the processor or GPU the work ran on; threads: torch's."""
+
+    device: str
+    processor: str
+    cores: int
+    memory_gb: float
+    system: str
+    threads: int
+    gpu_driver: str | None = None
+
+
+class Scores(Part):
+    """On one split. accuracy and calibration_error (expected, 15 equal-width bins) in 0…1; loss: mean cross-entropy."""
+
+    accuracy: float
+    loss: float
+    calibration_error: float
+    images: int
+
+
+class Cost(Part):
+    """Of one network. macs: convolutions and linear layers, one image, normalisation folded. weight_bytes: parameters
+    and buffers; peak_bytes: the largest sum of live tensors during inference of one image, weights included."""
+
+    parameters: int
+    nonzero: int
+    macs: int
+    weight_bytes: int
+    peak_bytes: int
+
+
+class CertificatePart(Part):
+    """Compact against masked reference. *_float64, *_float32: max |Δ| over the scale of the output (max |output|).
+    top1_changes: images of the whole test set whose top-1 differs (ties apart)."""
+
+    passed: bool
+    difference_float64: float
+    difference_float32: float
+    top1_changes: int
+    images: int
+    removed_units: int
+    kept_constant_units: int
+    reason: str = ""
+
+
+class LatencyPart(Part):
+    """One clock, one batch size. Times in milliseconds per call. speedup: dense over compact, ratio of medians, with
+    its 95 % bootstrap interval over blocks. clock: host, device or graph."""
+
+    clock: Literal["host", "device", "graph"]
+    batch: int
+    engine: str
+    dtype: str
+    layout: str
+    calls: int
+    blocks: int
+    compact_median: float
+    compact_p10: float
+    compact_p90: float
+    dense_median: float
+    dense_p10: float
+    dense_p90: float
+    speedup: float
+    speedup_low: float
+    speedup_high: float
+    unstable: bool
+
+
+class Record(Part):
+    """What the three kinds share. id: hash of what the record is about. seconds: wall time of the stage."""
+
+    stage: ClassVar[Stage]
+
+    schema_version: int = SCHEMA_VERSION
+    protocol_version: int = PROTOCOL_VERSION
+    id: str
+    kind: Stage
+    status: Status
+    failure: Failure | None = None
+    suite: str
+    workload: Workload
+    method: MethodSettings
+    seed: int
+    created: str
+    seconds: float
+    versions: dict[str, str]
+    machine: Machine
+
+
+class TrainRecord(Record):
+    """strength: only of a training that serves one strength. epochs: really run, per phase. history: one entry per
+    epoch (`epoch`, `phase`, `train_loss`, `validation_loss`, `validation_accuracy` where it was evaluated)."""
+
+    stage: ClassVar[Stage] = "train"
+    strength: float | None
+    epochs: dict[str, int] = {}
+    steps: int = 0
+    step_milliseconds: float | None = None
+    peak_rss_bytes: int | None = None
+    shared_pretraining: str | None = None
+    initial_weights: str = ""
+    """Hash of the initial parameters, and of the first epoch's order: equal over the methods of a seed."""
+    data_order: str = ""
+    history: list[dict[str, Any]] = []
+
+
+class PointRecord(Record):
+    """One operating point. masked_*: the reference with the removed units switched off; test and validation: of the
+    compact network. dense: the full network of the workload. kept: site → units left; sizes: site → units of the full
+    network."""
+
+    stage: ClassVar[Stage] = "point"
+    train_id: str
+    strength: float
+    validation: Scores | None = None
+    test: Scores | None = None
+    masked_validation: Scores | None = None
+    masked_test: Scores | None = None
+    cost: Cost | None = None
+    dense_cost: Cost | None = None
+    certificate: CertificatePart | None = None
+    kept: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    layer_actions: list[str] = []
+    expected_activity: dict[str, float] = {}
+    notes: list[str] = []
+
+
+class MeasureRecord(Record):
+    """Latency of one compact network on one device. `device` is the torch device type, the name stands in `machine`.
+    peak_bytes: by batch size; on CUDA the allocator's, elsewhere live tensors."""
+
+    stage: ClassVar[Stage] = "measure"
+    point_id: str
+    strength: float
+    device: str
+    protocol: dict[str, Any]
+    latency: list[LatencyPart] = []
+    peak_bytes: dict[str, int] = {}
+    settings: dict[str, Any] = {}
+
+
+RECORD_TYPES: dict[str, type[TrainRecord] | type[PointRecord] | type[MeasureRecord]] = {
+    "train": TrainRecord,
+    "point": PointRecord,
+    "measure": MeasureRecord,
+}

@@ -1,0 +1,253 @@
+"""The whole contract between a sparsification method and the harness, on one page.
+
+A method is a class with a typed `Config` and the hooks of `Method`. Only `plan` is abstract. The harness calls
+
+    shape → attach → start_phase → (training_step → after_step)* → after_epoch → … → detach → plan(strength)*
+
+No method code runs during evaluation or timing: what is evaluated is the plain network that `detach` leaves, with the
+`SparsityPlan` applied to it. The loss a method is given is the bare task loss; regularisation belongs to the method.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class Config(BaseModel):
+    """Settings of a method. Unknown keys are refused; values are frozen once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the harness has to know of a method before it runs it.
+
+    granularity: what a plan removes. strength: what the number means (`ratio`: fraction removed, `penalty`: weight of a
+    regulariser, `tolerance`: allowed loss, `self`: the method finds its own point, `none`: there is only one point).
+    trains_once: one training serves every strength, which then acts in `plan` alone; otherwise each strength is a
+    training of its own. forward_passes: forward passes per training step, for the estimate of time.
+    """
+
+    granularity: Literal["none", "weight", "unit", "layer"]
+    strength: Literal["none", "ratio", "penalty", "tolerance", "self"]
+    trains_once: bool
+    needs_validation: bool = False
+    dynamic: bool = False
+    forward_passes: float = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named part of the training budget.
+
+    fraction: of the epochs, all phases of a method sum to 1. learning_rate_scale: the phase runs the schedule of the
+    recipe from its start, with the base rate times this. shared: plain training that does not depend on the method, so
+    that it may be trained once per seed and reused by every method that asks for the same.
+    """
+
+    name: str
+    fraction: float
+    learning_rate_scale: float = 1.0
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """Units that live or die together: the channels (or features) of one channel space.
+
+    name: of the first producing layer. producers: the convolutions or linear layers whose outputs are these units;
+    row i of their weight (dim 0) belongs to unit i. norms: normalisations inside the affine chain. ends: the modules
+    after whose call the value of a unit is what the contract calls its output (the norm where there is one, otherwise
+    the producer): a gate multiplies there, on dim 1. readers: the layers that read the units.
+    parameters_per_unit, macs_per_unit: what one unit costs in its producers and readers, all else kept.
+    """
+
+    name: str
+    size: int
+    kind: Literal["inner", "stream", "branch", "layer"]
+    producers: tuple[str, ...]
+    norms: tuple[str, ...]
+    ends: tuple[str, ...]
+    readers: tuple[str, ...]
+    parameters_per_unit: float
+    macs_per_unit: float
+
+
+@dataclass(frozen=True)
+class LayerAction:
+    """A change to whole layers: `drop` a branch (its sum goes on without it), `linearise` (take the activation after a
+    layer away) or `merge` two linear maps that follow each other."""
+
+    kind: Literal["drop", "linearise", "merge"]
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SparsityPlan:
+    """What is to be removed. The plan is about the plain network that `detach` left.
+
+    kept: site name → bool (size,), True where the unit stays; a site not named keeps all. weight_masks: parameter name
+    (as in `named_parameters`) → bool of its shape, True where the weight stays. expected_activity: of dynamic gates,
+    site name → mean number of active units. notes: anything a reader of the record should know.
+    """
+
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    weight_masks: Mapping[str, Tensor] = field(default_factory=dict)
+    layer_actions: tuple[LayerAction, ...] = ()
+    expected_activity: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs: float (N, C, H, W), normalised; targets: int64 (N,)."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean task loss and accuracy (0 to 1) on the validation split."""
+
+    loss: float
+    accuracy: float
+
+
+class Request(Enum):
+    """What `after_epoch` may ask of the loop."""
+
+    NEXT_PHASE = "next phase"
+    STOP = "stop"
+    KEEP_BEST = "keep this state as the best"
+    ROLLBACK = "go back to the state kept as the best"
+
+
+@dataclass
+class StepContext:
+    """What a method may know while it trains. The harness keeps `phase` and the counters up to date.
+
+    strength: None for a method that trains once. steps: of the whole budget. step: optimiser steps done so far;
+    phase_step, phase_steps: the same within the phase. generator: the method's own random stream, on `device`.
+    task_loss: mean cross-entropy of (logits, targets). train_size: N, the number of training images.
+    """
+
+    strength: float | None
+    steps: int
+    steps_per_epoch: int
+    train_size: int
+    device: torch.device
+    generator: torch.Generator
+    task_loss: Callable[[Tensor, Tensor], Tensor]
+    phase: Phase
+    step: int = 0
+    phase_step: int = 0
+    phase_steps: int = 0
+
+
+class Method(ABC):
+    """Base class of every method. Class attributes describe it; see the hooks for what it does.
+
+    strengths: the default grid, weakest first. strength_meaning: one sentence on what a larger value does. At strength
+    zero a method keeps the whole network.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    strengths: ClassVar[tuple[float, ...]]
+    strength_meaning: ClassVar[str]
+    Config: ClassVar[type[Config]] = Config
+
+    network: nn.Module
+    sites: Sequence[Site]
+    context: StepContext
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config: Any = self.Config() if config is None else config
+
+    @property
+    @abstractmethod
+    def traits(self) -> Traits:
+        """May depend on the config."""
+
+    def supports(self, network: nn.Module) -> str | None:
+        """None, or the reason why this method cannot run on `network`."""
+        return None
+
+    def phases(self, epochs: int) -> Sequence[Phase]:
+        """The parts of a budget of `epochs`; the loop rounds each to whole epochs."""
+        return (Phase("train", 1.0),)
+
+    def shape(self, sites: Sequence[Site], strength: float) -> SparsityPlan | None:
+        """Structure to take away before training begins: the harness removes it, initialises what is left afresh and
+        trains that. None for the full network."""
+        return None
+
+    def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
+        """Put gates, hooks and extra parameters in place. Called once, before training or before a resume."""
+        self.network, self.sites, self.context = network, sites, context
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Extra learnables in the form torch.optim takes (`params`, `lr`, `weight_decay` …)."""
+        return []
+
+    def start_phase(self, phase: Phase) -> None:
+        """Called when a phase begins (not when a run resumes inside it)."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar added to the task loss."""
+        return None
+
+    def training_step(self, batch: Batch) -> Tensor:
+        """Leave gradients on the parameters (they are cleared before) and return the task loss, detached."""
+        loss = self.context.task_loss(self.network(batch.inputs), batch.targets)
+        penalty = self.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        return loss.detach()
+
+    def after_step(self) -> None:
+        """After the optimiser's step: proximal steps, decay, masks, ramps."""
+
+    def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
+        """`validate()` evaluates the network as it stands on the validation split; call it only if needed."""
+        return None
+
+    def state_dict(self) -> dict[str, Tensor | float | int | str]:
+        """All that a resume needs beyond the network's parameters and buffers. Flat; no pickled objects."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; called after `attach`."""
+
+    def detach(self) -> None:
+        """Leave the plain network: gates folded into weights, no hook, no parametrisation, no extra parameter."""
+
+    @abstractmethod
+    def plan(self, strength: float) -> SparsityPlan:
+        """The operating point at `strength`. Called after `detach`; must not change the network."""
+
+
+def prunable_weights(network: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The weights that every weight-pruning method of the suite may touch: those of the layers that produce a site.
+
+    One rule for all (the classifier, whose outputs are pinned, produces none); biases and normalisations are never
+    pruned.
+    """
+    seen: set[str] = set()
+    for site in sites:
+        for producer in site.producers:
+            if producer not in seen:
+                seen.add(producer)
+                weight = network.get_submodule(producer).weight
+                assert isinstance(weight, nn.Parameter)
+                yield f"{producer}.weight", weight
