@@ -17,6 +17,7 @@ import methods
 from bench import data, networks
 from bench.compaction import find_sites
 from bench.errors import BadInput, nearest
+from bench.filters import Filters
 from bench.measure.macs import count_macs
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import MethodSettings, Workload
@@ -25,19 +26,6 @@ from bench.suite import MethodEntry, Suite, WorkloadEntry
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
 from methods.base import Method, Site
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What the command line narrows a suite to; empty means all. methods: names or labels; files: of methods that
-    are added to the suite."""
-
-    methods: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    strengths: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +77,10 @@ class Plan:
     suite: Suite
     cells: list[Cell] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
+
+    def labels(self) -> dict[str, str]:
+        """point id → the label of this suite's entry (a record keeps that of the suite that ran it first)."""
+        return {point: cell.method.label for cell in self.cells for _, point in cell.points}
 
     def to_do(self, store: Store, retry_failed: bool = False) -> list[Cell]:
         """The cells that have a stage without a record (or, on request, a failed one)."""

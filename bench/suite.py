@@ -104,8 +104,9 @@ def _refuse_twins(path: Path, suite: Suite) -> None:
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first complaint of a pydantic error as `key: what is wrong (did you mean …)`."""
-    first = error.errors()[0]
+    """One complaint of a pydantic error as `key: what is wrong (did you mean …)`; a misspelt key before the key that is
+    missing for it."""
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
     location = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])

@@ -88,6 +88,27 @@ class CellRun:
             self.store.write(record)
         return all(self.store.status("point", point) == "done" for _, point in self.cell.points)
 
+    def run_pretraining(self) -> bool:
+        """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
+        try:
+            self.dataset = data.load(self.cell.workload.dataset, self.data_root).to(self.device)
+            self.example = torch.zeros(1, *self.dataset.input_shape, device=self.device)
+            subject = self._subject()
+            planned = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)[0]
+            self._load_pretrained(subject.network, planned)
+        except Exception:
+            return False
+        return True
+
+    def record_lost(self, kind: str, reason: str) -> None:
+        """Failed records for a cell whose process died or ran out of time."""
+        failure = Failure(kind=kind, reason=reason)
+        if self.store.status("train", self.cell.train_id) != "done":
+            self.store.write(self._train_record("failed", 0.0, failure=failure))
+        for strength, point in self.cell.points:
+            if self.store.status("point", point) is None:
+                self.store.write(self._point_record(strength, point, "failed", 0.0, failure=failure))
+
     # Training ------------------------------------------------------------------------------------------------------
 
     def _train_stage(self) -> _Trained:

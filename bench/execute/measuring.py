@@ -22,9 +22,9 @@ from bench.records.schema import MeasureRecord, PointRecord
 from bench.records.store import Store
 
 
-def planned_id(point_id: str, device: str, preset: str) -> str:
+def planned_id(point_id: str, device: torch.device, preset: str) -> str:
     """The id of the measurement that `measure_point` would record."""
-    return measure_id(point_id, device, PRESETS[preset].model_dump(mode="json"))
+    return measure_id(point_id, describe(device).device, PRESETS[preset].model_dump(mode="json"))
 
 
 def measure_point(point_id: str, results: Path, device: torch.device, preset: str) -> bool:
@@ -40,7 +40,7 @@ def measure_point(point_id: str, results: Path, device: torch.device, preset: st
         found = {"status": "failed", "failure": describe_failure(error)}
     store.write(
         MeasureRecord(
-            id=planned_id(point_id, device.type, preset),
+            id=planned_id(point_id, device, preset),
             kind="measure",
             suite=point.suite,
             workload=point.workload,

@@ -32,6 +32,24 @@ class CellTask:
 
 
 @dataclass(frozen=True)
+class PretrainTask:
+    """Run the plain training that `cell` shares with others."""
+
+    cell: Cell
+    results: Path
+    data_root: Path | None
+    device: str
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        from bench.execute.cell import CellRun
+
+        run = CellRun(self.cell, self.results, self.data_root, torch.device(self.device), report)
+        return run.run_pretraining()
+
+
+@dataclass(frozen=True)
 class MeasureTask:
     """Measure the latency of one compact network."""
 
@@ -64,7 +82,7 @@ def work(pipe: Connection) -> None:
 
     try:
         while True:
-            task: CellTask | MeasureTask = pipe.recv()
+            task: CellTask | PretrainTask | MeasureTask = pipe.recv()
             pipe.send(("ended", task.run(report), ""))
     except (EOFError, OSError):
         return
