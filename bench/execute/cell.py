@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,7 @@ class CellRun:
         points = [(s, p) for s, p in self.cell.points if self.store.status("point", p) not in finished]
         began = time.perf_counter()
         try:
-            self.dataset = data.load(self.cell.workload.dataset, self.data_root).to(self.device)
-            self.example = torch.zeros(1, *self.dataset.input_shape, device=self.device)
+            self._open_data()
             trained = self._train_stage()
         except Exception as error:
             failure = describe_failure(error)
@@ -91,8 +91,7 @@ class CellRun:
     def run_pretraining(self) -> bool:
         """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
         try:
-            self.dataset = data.load(self.cell.workload.dataset, self.data_root).to(self.device)
-            self.example = torch.zeros(1, *self.dataset.input_shape, device=self.device)
+            self._open_data()
             subject = self._subject()
             planned = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)[0]
             self._load_pretrained(subject.network, planned)
@@ -108,6 +107,13 @@ class CellRun:
         for strength, point in self.cell.points:
             if self.store.status("point", point) is None:
                 self.store.write(self._point_record(strength, point, "failed", 0.0, failure=failure))
+
+    def _open_data(self) -> None:
+        dataset = data.load(self.cell.workload.dataset, self.data_root)
+        self.dataset = replace(
+            dataset, train=dataset.train.to(self.device), validation=dataset.validation.to(self.device)
+        )
+        self.example = torch.zeros(1, *dataset.input_shape, device=self.device)
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -194,7 +200,7 @@ class CellRun:
         began = time.perf_counter()
         plan = trained.method.plan(strength)
         network = trained.network.eval()
-        normalise = Normalise(self.dataset.mean, self.dataset.std)
+        normalise = Normalise.of(self.dataset, self.device)
         real = normalise(self.dataset.validation.images[:REAL_IMAGES])
         reference = masked_reference(network, plan, self.example)
         compacted = compact(network, plan, self.example, real)

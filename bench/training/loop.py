@@ -72,7 +72,7 @@ class Loop:
         self.network, self.method, self.data, self.recipe = network, method, data, recipe
         self.seed, self.device, self.checkpoint = seed, device, checkpoint
         self.checkpoint_seconds, self.on_epoch = checkpoint_seconds, on_epoch
-        self.normalise = Normalise(data.mean, data.std)
+        self.normalise = Normalise.of(data, device)
         self.steps_per_epoch = math.ceil(len(data.train.labels) / recipe.batch_size)
         self.progress = Progress()
         self._best: dict[str, Any] | None = None
@@ -186,8 +186,7 @@ class Loop:
 
     def validate(self) -> Evaluation:
         """The network as it stands on the validation split."""
-        with torch.inference_mode():
-            scores = score(self.network, ordered(self.data.validation, 1024, self.normalise))
+        scores = score(self.network, ordered(self.data.validation, 1024, self.normalise))
         return Evaluation(loss=scores.loss, accuracy=scores.accuracy)
 
     def _ask_method(self, optimizers: Optimizers) -> Request | None:

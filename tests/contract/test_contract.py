@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EPOCHS, NETWORK, Case, Outcome, cells_of, run_cell
 from pydantic import ValidationError
 from torch import nn
 
@@ -20,6 +19,7 @@ from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
 from methods.base import Method
+from tests.contract.cases import EPOCHS, NETWORK, Case, Outcome, cells_of, run_cell
 
 CPU = torch.device("cpu")
 VOLATILE = {"created", "seconds", "step_milliseconds", "peak_rss_bytes"}

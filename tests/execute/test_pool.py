@@ -1,0 +1,89 @@
+"""The pool runs what is ready, keeps going when a worker dies, and stops what takes too long."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.execute.pool import Job, run_jobs
+
+
+@dataclass(frozen=True)
+class Touch:
+    """Leaves a file with the time; needs are seen by the order of the times."""
+
+    path: Path
+    ok: bool = True
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        report(0.5, "half way")
+        self.path.write_text(str(time.time_ns()))
+        return self.ok
+
+
+@dataclass(frozen=True)
+class Die:
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        os._exit(9)
+
+
+@dataclass(frozen=True)
+class Sleep:
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        time.sleep(60)
+        return True
+
+
+class Watch:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+        self.outcomes: dict[str, bool] = {}
+
+    def started(self, job: Job[Any]) -> None:
+        self.seen.append(("started", job.key))
+
+    def moved(self, job: Job[Any], fraction: float, doing: str) -> None:
+        assert (fraction, doing) == (0.5, "half way")
+        self.seen.append(("moved", job.key))
+
+    def ended(self, job: Job[Any], ok: bool, reason: str) -> None:
+        self.seen.append(("ended", job.key))
+        self.outcomes[job.key] = ok
+
+
+def test_order_needs_and_outcomes(tmp_path: Path) -> None:
+    jobs = [
+        Job("b", Touch(tmp_path / "b"), "b", 1.0, needs=("a",)),
+        Job("a", Touch(tmp_path / "a"), "a", 1.0, needs=("not in this run",)),
+        Job("c", Touch(tmp_path / "c", ok=False), "c", 1.0),
+    ]
+    watch = Watch()
+    assert not run_jobs(jobs, 2, watch)
+    assert watch.outcomes == {"a": True, "b": True, "c": False}
+    assert int((tmp_path / "a").read_text()) < int((tmp_path / "b").read_text())
+    assert ("moved", "a") in watch.seen
+
+
+def test_a_worker_that_dies_costs_its_task_alone(tmp_path: Path) -> None:
+    lost: list[tuple[Any, str, str]] = []
+    jobs: list[Job[Any]] = [Job("die", Die(), "die", 1.0)]
+    jobs += [Job(str(at), Touch(tmp_path / str(at)), "", 1.0, needs=("die",)) for at in range(3)]
+    watch = Watch()
+    well = run_jobs(jobs, 2, watch, on_lost=lambda task, kind, reason: lost.append((task, kind, reason)))
+    assert not well
+    assert lost == [(Die(), "killed", "the process ended with exit code 9")]
+    assert watch.outcomes == {"die": False, "0": True, "1": True, "2": True}
+
+
+def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    lost: list[str] = []
+    jobs: list[Job[Any]] = [Job("slow", Sleep(), "slow", 1.0), Job("next", Touch(tmp_path / "next"), "", 1.0)]
+    began = time.monotonic()
+    run_jobs(jobs, 1, Watch(), timeout=8.0, on_lost=lambda task, kind, reason: lost.append(kind))
+    assert lost == ["timeout"]
+    assert (tmp_path / "next").exists()
+    assert time.monotonic() - began < 60
