@@ -63,7 +63,7 @@ def apply_architecture(network: nn.Module, architecture: Architecture, example: 
         size = spaces[name].site.size
         if not indices or sorted(set(indices)) != indices or indices[0] < 0 or indices[-1] >= size:
             raise ValueError(
-                f"the units of site {name!r} are not ascending numbers below {size}, at least one: {indices[:8]}"
+                f"the units of site {name!r} must ascend below {size}, one or more: {indices[:8]}"
             )
         keep[spaces[name].units] = False
         keep[spaces[name].units[torch.tensor(indices)]] = True
