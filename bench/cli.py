@@ -1,0 +1,197 @@
+"""The command line: parsing only. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.run import RunOptions
+
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code (0 done, 2 bad input, 3 some cells failed)."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+        return code
+    except BadInput as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone (`bench … | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="Compare sparsification methods: what they keep, and what the network that is left really costs.",
+        epilog="exit codes: 0 all done, 2 bad input, 3 some cells failed",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    listing = _command(commands, "list", "methods, networks, data sets or suites", _list)
+    listing.add_argument("what", choices=["methods", "networks", "datasets", "suites"])
+    _json(listing)
+
+    for name, says, command in (
+        ("plan", "what a run would do: done, to do, skipped and why, about how long", _plan),
+        ("run", "run a suite, or go on with it, and make its leaderboard and figures", _run),
+    ):
+        running = _command(commands, name, says, command)
+        running.add_argument("suite", metavar="SUITE", help="a name of `bench list suites`, or a .toml file")
+        _filters(running)
+        _results(running)
+        running.add_argument("--data-root", type=Path, help="folder of the data sets (default: $BENCH_DATA)")
+        running.add_argument("--jobs", type=_positive, default=None, help="processes (default: the cores)")
+        running.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
+        running.add_argument("--retry-failed", action="store_true", help="try cells with a failed record again")
+        running.add_argument("--timeout", type=_seconds, default=None, help="seconds after which a cell has failed")
+
+    status = _command(commands, "status", "what a results folder holds", _status)
+    _reading(status)
+    _json(status)
+
+    report = _command(commands, "report", "make leaderboard and figures anew from the records", _report)
+    _reading(report)
+    report.add_argument("--out", type=Path, help="folder to write to (default: report/ in the results folder)")
+
+    push = _command(commands, "push", "replay the records into Weights & Biases", _push)
+    _reading(push)
+    push.add_argument("--project", default="sparsebench")
+    push.add_argument("--entity", default=None)
+    push.add_argument("--offline", action="store_true", help="write a W&B folder, send nothing")
+
+    doctor = _command(commands, "doctor", "what this machine has: versions, device, data sets", _doctor)
+    doctor.add_argument("--data-root", type=Path)
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, says: str, command: object
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=says, description=says)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="NAME|FILE.py",
+        help="only this method or label of the suite; a file adds the method it defines (repeatable)",
+    )
+    parser.add_argument("--network", action="append", default=[], help="only this network (repeatable)")
+    parser.add_argument("--dataset", action="append", default=[], help="only this data set (repeatable)")
+    parser.add_argument("--strength", action="append", default=[], type=float, help="only this one (repeatable)")
+    parser.add_argument("--seed", action="append", default=[], type=int, help="only this seed (repeatable)")
+
+
+def _results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results", type=Path, default=None, metavar="DIR", help="results folder (default: results/runs/SUITE)"
+    )
+
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/runs"), metavar="DIR", help="(default: %(default)s)"
+    )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return number
+
+
+def _list(options: argparse.Namespace) -> int:
+    from bench.listing import print_list
+
+    print_list(options.what, options.json)
+    return EXIT_DONE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from bench.filters import Filters
+    from bench.plan import make_plan
+    from bench.records.store import Store
+    from bench.run import print_plan
+    from bench.suite import load
+
+    suite = load(options.suite)
+    resolved = _run_options(options)
+    plan = make_plan(suite, Filters(**_filter_values(options)), resolved.data_root)
+    print_plan(plan, Store(resolved.results), resolved, _console())
+    return EXIT_DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    from bench.filters import Filters
+    from bench.run import run_suite
+
+    return run_suite(options.suite, Filters(**_filter_values(options)), _run_options(options), _console())
+
+
+def _filter_values(options: argparse.Namespace) -> dict[str, tuple[object, ...]]:
+    return {
+        "methods": tuple(word for word in options.method if not word.endswith(".py")),
+        "files": tuple(word for word in options.method if word.endswith(".py")),
+        "networks": tuple(options.network),
+        "datasets": tuple(options.dataset),
+        "strengths": tuple(options.strength),
+        "seeds": tuple(options.seed),
+    }
+
+
+def _run_options(options: argparse.Namespace) -> RunOptions:
+    from bench.run import RunOptions
+
+    data_root = options.data_root or os.environ.get("BENCH_DATA")
+    return RunOptions(
+        results=options.results or Path("results/runs") / Path(options.suite).stem,
+        data_root=Path(data_root) if data_root else None,
+        jobs=options.jobs or _cores(),
+        device=options.device,
+        retry_failed=options.retry_failed,
+        timeout=options.timeout,
+    )
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()

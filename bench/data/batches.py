@@ -1,0 +1,63 @@
+"""Batches from a split that is whole on its device: no loader processes, no copies but the batch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.data.split import Dataset, Split
+from methods.base import Batch
+
+Augment = Callable[[Tensor], Tensor]
+"""uint8 (N, C, H, W) → the same, on the same device."""
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """uint8 (N, C, H, W) → float32 (x / 255 - mean) / std, per channel.
+
+    scale, shift: (1, C, 1, 1), on the device of the images: the same map as one product and one sum.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, dataset: Dataset, device: torch.device | str = "cpu") -> Normalise:
+        """By the mean and deviation of the train part of `dataset`."""
+        return cls.by(dataset.mean, dataset.std, device)
+
+    @classmethod
+    def by(cls, mean: Tensor, std: Tensor, device: torch.device | str = "cpu") -> Normalise:
+        """mean, std: (C,), of pixels divided by 255."""
+        scale, shift = 1 / (255 * std.double()), -mean.double() / std.double()
+        return cls(*(value.float().reshape(1, -1, 1, 1).to(device) for value in (scale, shift)))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().mul_(self.scale).add_(self.shift)
+
+
+def shuffled(
+    split: Split,
+    batch_size: int,
+    generator: torch.Generator,
+    normalise: Normalise,
+    augment: Augment | None = None,
+) -> Iterator[Batch]:
+    """One epoch: every image once, in an order drawn from `generator` (a CPU one, so that the order is the
+    same on every device) when the first batch is asked for; the last batch may be smaller."""
+    order = torch.randperm(len(split), generator=generator).to(split.images.device)
+    for chosen in order.split(batch_size):
+        images = split.images.index_select(0, chosen)
+        if augment is not None:
+            images = augment(images)
+        yield Batch(normalise(images), split.labels.index_select(0, chosen))
+
+
+def ordered(split: Split, batch_size: int, normalise: Normalise) -> Iterator[Batch]:
+    """Every image once, in the order of the split; for evaluation."""
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        yield Batch(normalise(images), labels)

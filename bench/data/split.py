@@ -1,0 +1,67 @@
+"""The shapes of data: one split, a data set as training sees it, and what a source of data hands over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 (N, C, H, W); labels: int64 (N,), in 0 … classes - 1. Both on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same split on `device`; no copy where it is there already."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def select(self, indices: Tensor) -> Split:
+        """A copy of the images at `indices` (int64), in that order."""
+        return Split(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What training and selection may see of a data set; the test split is deliberately not part of it.
+
+    name: as it was asked for (a name, or the path of the user's own data). mean, std: float32 (C,), of the
+    train part's pixels divided by 255; a channel that is constant has std 1. augment: whether random crops
+    and flips suit the images. fingerprint: hash over the pixels and labels of all three parts, so that it
+    changes when either the data or the way it is split does.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    classes: int
+    mean: Tensor
+    std: Tensor
+    augment: bool
+    fingerprint: str
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class RawData:
+    """What a source hands over: its own train and test images, before a validation part is carved from train.
+
+    validation_fraction: of the train images. augment: as in Dataset.
+    """
+
+    train: Split
+    test: Split
+    classes: int
+    validation_fraction: float = 0.1
+    augment: bool = False

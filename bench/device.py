@@ -1,0 +1,22 @@
+"""The device that the command line names."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.errors import BadInput
+
+
+def resolve(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises BadInput for a device that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"--device {name}: no such device (cpu, cuda, cuda:1 …)") from None
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device

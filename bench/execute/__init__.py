@@ -1,0 +1,1 @@
+"""Execution: one cell, and a pool of processes on this machine that runs many."""

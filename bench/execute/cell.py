@@ -1,0 +1,396 @@
+"""One cell, from data to records: train, then remove, certify and score each operating point."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import methods
+from bench import data, networks
+from bench.compaction import (
+    Architecture,
+    Compacted,
+    apply_architecture,
+    compact,
+    find_sites,
+    masked_reference,
+    top1_changes,
+)
+from bench.compaction.archive import save_compact
+from bench.data.batches import Normalise, ordered
+from bench.data.split import Dataset, Split
+from bench.errors import CellFailed
+from bench.execute import layout
+from bench.measure.accuracy import score
+from bench.measure.cost import cost
+from bench.measure.machine import describe, versions
+from bench.plan import Cell
+from bench.records.schema import CertificatePart, Failure, PointRecord, TrainRecord
+from bench.records.store import Store
+from bench.training.checkpoint import read_state, write_state
+from bench.training.loop import Loop, Progress, load_trained, parameter_hash
+from bench.training.phases import PlannedPhase, plan_phases
+from bench.training.recipe import Recipe
+from bench.training.seeds import stream
+from methods.base import Method, Phase, Site, SparsityPlan, StepContext
+
+EVALUATION_BATCH = 1024
+REAL_IMAGES = 256
+"""How many validation images the certificate compares on, beside random inputs."""
+
+Report = Callable[[float, str], None]
+"""Told of the fraction of the cell that is done, and of what it is at."""
+
+
+class CellRun:
+    """Runs a cell against a results folder; every outcome, good or bad, becomes a record."""
+
+    def __init__(
+        self, cell: Cell, results: Path, data_root: Path | None, device: torch.device, report: Report
+    ) -> None:
+        self.cell, self.results, self.data_root = cell, results, data_root
+        self.device, self.report = device, report
+        self.store = Store(results)
+        self.recipe = Recipe(**cell.workload.recipe)
+
+    def run(self, retry_failed: bool = False) -> bool:
+        """True when every stage of the cell is done. A finished stage is not done again."""
+        finished = {"done"} if retry_failed else {"done", "failed"}
+        points = [(s, p) for s, p in self.cell.points if self.store.status("point", p) not in finished]
+        began = time.perf_counter()
+        try:
+            self.dataset = data.load(self.cell.workload.dataset, self.data_root).to(self.device)
+            self.example = torch.zeros(1, *self.dataset.input_shape, device=self.device)
+            trained = self._train_stage()
+        except Exception as error:
+            failure = describe_failure(error)
+            self.store.write(self._train_record("failed", time.perf_counter() - began, failure=failure))
+            for strength, point in points:
+                self.store.write(self._point_record(strength, point, "failed", 0.0, failure=failure))
+            return False
+        for at, (strength, point) in enumerate(points):
+            self.report(0.9 + 0.1 * at / len(points), f"removing at {strength:g}")
+            began = time.perf_counter()
+            try:
+                record = self._point_stage(trained, strength, point)
+            except Exception as error:
+                seconds = time.perf_counter() - began
+                record = self._point_record(strength, point, "failed", seconds, failure=describe_failure(error))
+            self.store.write(record)
+        return all(self.store.status("point", point) == "done" for _, point in self.cell.points)
+
+    def run_pretraining(self) -> bool:
+        """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
+        try:
+            self.dataset = data.load(self.cell.workload.dataset, self.data_root).to(self.device)
+            self.example = torch.zeros(1, *self.dataset.input_shape, device=self.device)
+            subject = self._subject()
+            planned = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)[0]
+            self._load_pretrained(subject.network, planned)
+        except Exception:
+            return False
+        return True
+
+    def record_lost(self, kind: str, reason: str) -> None:
+        """Failed records for a cell whose process died or ran out of time."""
+        failure = Failure(kind=kind, reason=reason)
+        if self.store.status("train", self.cell.train_id) != "done":
+            self.store.write(self._train_record("failed", 0.0, failure=failure))
+        for strength, point in self.cell.points:
+            if self.store.status("point", point) is None:
+                self.store.write(self._point_record(strength, point, "failed", 0.0, failure=failure))
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    def _train_stage(self) -> _Trained:
+        """Train, or take up what a former run has trained."""
+        path = layout.trained(self.results, self.cell.train_id)
+        subject = self._subject()
+        if self.store.status("train", self.cell.train_id) == "done":
+            state = read_state(path)
+            if state is not None:
+                context = _resting_context(self.recipe, self.device, self.cell.strength, self.dataset)
+                subject.method.attach(subject.network, subject.sites, context)
+                load_trained(subject.network, subject.method, state)
+                subject.method.detach()
+                return subject
+        began = time.perf_counter()
+        initial = parameter_hash(subject.network)
+        phases = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)
+        shared = None
+        if self.cell.pretraining is not None:
+            shared = self._load_pretrained(subject.network, phases[0])
+            phases = phases[1:]
+        loop = self._loop(subject, path)
+        progress = loop.run(phases)
+        write_state(path, loop.state())
+        subject.method.detach()
+        record = self._train_record("done", time.perf_counter() - began, progress, initial, shared)
+        self.store.write(record)
+        return subject
+
+    def _subject(self) -> _Trained:
+        """The network with its initial weights, thinned where the method asks for it, and the method."""
+        cell, dataset = self.cell, self.dataset
+        torch.manual_seed(stream(cell.seed, "init"))
+        network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes).to(self.device)
+        sites = find_sites(network, self.example)
+        method = _create(cell)
+        shape = method.shape(sites, cell.strength) if cell.strength is not None else None
+        if shape is None:
+            return _Trained(network, sites, method, None)
+        kept = {site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()}
+        thin = apply_architecture(network, Architecture(kept=kept), self.example)
+        torch.manual_seed(stream(cell.seed, "init"))
+        for module in thin.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        return _Trained(thin, find_sites(thin, self.example), method, kept)
+
+    def _loop(self, subject: _Trained, checkpoint: Path) -> Loop:
+        def on_epoch(epoch: int, phase: str) -> None:
+            self.report(0.9 * epoch / self.recipe.epochs, phase)
+
+        return Loop(
+            subject.network,
+            subject.method,
+            subject.sites,
+            self.dataset,
+            self.recipe,
+            self.cell.seed,
+            self.device,
+            self.cell.strength,
+            checkpoint,
+            on_epoch=on_epoch,
+        )
+
+    def _load_pretrained(self, network: nn.Module, planned: PlannedPhase) -> dict[str, Any]:
+        """Put the shared plain training into `network`; train it first where nobody has."""
+        assert self.cell.pretraining is not None
+        path = layout.pretrained(self.results, self.cell.pretraining.id)
+        state = read_state(path)
+        if state is None:
+            state = pretrain(self, network, planned, path)
+        network.load_state_dict(state["network"])
+        return state
+
+    def pretrain_loop(self, network: nn.Module, checkpoint: Path) -> Loop:
+        """The loop of a plain training: the baseline method, which adds nothing."""
+        plain = _Trained(network, [], methods.create("dense"), None)
+        return self._loop(plain, checkpoint)
+
+    # Operating points ----------------------------------------------------------------------------------------------
+
+    def _point_stage(self, trained: _Trained, strength: float, point: str) -> PointRecord:
+        began = time.perf_counter()
+        plan = trained.method.plan(strength)
+        network = trained.network.eval()
+        normalise = Normalise(self.dataset.mean, self.dataset.std)
+        real = normalise(self.dataset.validation.images[:REAL_IMAGES])
+        reference = masked_reference(network, plan, self.example)
+        compacted = compact(network, plan, self.example, real)
+        if compacted.collapsed:
+            lost = ", ".join(compacted.collapsed)
+            raise CellFailed("collapsed", f"the network loses all its units at {lost}")
+        test = data.load_test(self.cell.workload.dataset, self.data_root).to(self.device)
+        certificate = self._certify(reference, compacted, test, normalise)
+        if not certificate.passed:
+            raise CellFailed("unequal", f"the compact network is not the masked one: {certificate.reason}")
+
+        def scored(subject: nn.Module, split: Split) -> Any:
+            return score(subject, ordered(split, EVALUATION_BATCH, normalise))
+
+        compacted = trained.of_full_network(compacted)
+        full = networks.build(
+            self.cell.workload.network, self.dataset.input_shape, self.dataset.classes
+        ).to(self.device)
+        sizes = {site.name: site.size for site in find_sites(full, self.example)}
+        save_compact(
+            layout.compact(self.results, point),
+            compacted,
+            self.cell.workload.network,
+            self.dataset.input_shape,
+            self.dataset.classes,
+        )
+        kept = compacted.architecture.kept
+        return self._point_record(
+            strength,
+            point,
+            "done",
+            time.perf_counter() - began,
+            validation=scored(compacted.network, self.dataset.validation),
+            test=scored(compacted.network, test),
+            masked_validation=scored(reference, self.dataset.validation),
+            masked_test=scored(reference, test),
+            cost=cost(compacted.network, self.example),
+            dense_cost=cost(full, self.example),
+            certificate=certificate,
+            kept={site: len(kept[site]) if site in kept else size for site, size in sizes.items()},
+            sizes=sizes,
+            layer_actions=[f"{action.kind} {' '.join(action.layers)}" for action in plan.layer_actions],
+            expected_activity=dict(plan.expected_activity),
+            notes=list(plan.notes),
+        )
+
+    def _certify(
+        self, reference: nn.Module, compacted: Compacted, test: Split, normalise: Callable[[Tensor], Tensor]
+    ) -> CertificatePart:
+        batches = (batch.inputs for batch in ordered(test, EVALUATION_BATCH, normalise))
+        changes, images = top1_changes(reference, compacted.network, batches)
+        proof = compacted.certificate
+        reason = proof.reason
+        if changes and not reason:
+            reason = f"the top-1 of {changes} of {images} test images differs"
+        return CertificatePart(
+            passed=proof.passed and changes == 0,
+            difference_float64=proof.difference_float64,
+            difference_float32=proof.difference_float32,
+            top1_changes=changes,
+            images=images,
+            removed_units=proof.removed_units,
+            kept_constant_units=proof.kept_constant_units,
+            reason=reason,
+        )
+
+    # Records -------------------------------------------------------------------------------------------------------
+
+    def _common(self, seconds: float) -> dict[str, Any]:
+        cell = self.cell
+        return {
+            "suite": cell.suite,
+            "workload": cell.workload,
+            "method": cell.method,
+            "seed": cell.seed,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": seconds,
+            "versions": versions(),
+            "machine": describe(self.device),
+        }
+
+    def _train_record(
+        self,
+        status: Any,
+        seconds: float,
+        progress: Progress | None = None,
+        initial: str = "",
+        shared: dict[str, Any] | None = None,
+        failure: Failure | None = None,
+    ) -> TrainRecord:
+        """A shared pretraining counts in the epochs, the steps and the history of each cell that uses it."""
+        progress = progress or Progress()
+        before = Progress(**shared["progress"]) if shared else Progress()
+        steps = progress.steps + before.steps
+        busy = progress.seconds + before.seconds
+        return TrainRecord(
+            **self._common(seconds),
+            id=self.cell.train_id,
+            kind="train",
+            status=status,
+            failure=failure,
+            strength=self.cell.strength,
+            epochs={**before.epochs, **progress.epochs},
+            steps=steps,
+            step_milliseconds=1000 * busy / steps if steps else None,
+            peak_rss_bytes=_peak_rss_bytes(),
+            shared_pretraining=self.cell.pretraining.id if shared and self.cell.pretraining else None,
+            initial_weights=initial,
+            data_order=before.data_order or progress.data_order,
+            history=before.history + progress.history,
+        )
+
+    def _point_record(
+        self, strength: float, point: str, status: Any, seconds: float, **found: Any
+    ) -> PointRecord:
+        return PointRecord(
+            **self._common(seconds),
+            id=point,
+            kind="point",
+            status=status,
+            train_id=self.cell.train_id,
+            strength=strength,
+            **found,
+        )
+
+
+class _Trained:
+    """A network with its sites and the method at work on it; `thinned`: the units of the full network that it was
+    built with, where the method asked for fewer."""
+
+    def __init__(
+        self, network: nn.Module, sites: list[Site], method: Method, thinned: dict[str, list[int]] | None
+    ) -> None:
+        self.network, self.sites, self.method, self.thinned = network, sites, method, thinned
+
+    def of_full_network(self, compacted: Compacted) -> Compacted:
+        """The same compact network, its architecture told in units of the full one."""
+        if self.thinned is None:
+            return compacted
+        inner = compacted.architecture.kept
+        kept = {
+            site: [units[at] for at in inner[site]] if site in inner else units
+            for site, units in self.thinned.items()
+        }
+        architecture = compacted.architecture.model_copy(update={"kept": kept})
+        return Compacted(
+            compacted.network, compacted.certificate, architecture, compacted.collapsed, compacted.pinned
+        )
+
+
+def pretrain(run: CellRun, network: nn.Module, planned: PlannedPhase, path: Path) -> dict[str, Any]:
+    """Train the shared phase and keep it, with what it cost."""
+    loop = run.pretrain_loop(network, path.with_suffix(".checkpoint"))
+    progress = loop.run([planned])
+    state = {"network": network.state_dict(), "progress": vars(progress)}
+    write_state(path, state)
+    path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    return state
+
+
+def _create(cell: Cell) -> Method:
+    if cell.method_file is None:
+        return methods.create(cell.method.name, **cell.method.config)
+    kind = methods.load_file(Path(cell.method_file))
+    return kind(kind.Config(**cell.method.config))
+
+
+def _resting_context(
+    recipe: Recipe, device: torch.device, strength: float | None, dataset: Dataset
+) -> StepContext:
+    """For a method that only plans: nothing is trained any more."""
+    per_epoch = -(-len(dataset.train.labels) // recipe.batch_size)
+    return StepContext(
+        strength=strength,
+        steps=per_epoch * recipe.epochs,
+        steps_per_epoch=per_epoch,
+        train_size=len(dataset.train.labels),
+        device=device,
+        generator=torch.Generator(device),
+        task_loss=nn.functional.cross_entropy,
+        phase=Phase("done", 0.0),
+        step=per_epoch * recipe.epochs,
+    )
+
+
+def describe_failure(error: Exception) -> Failure:
+    """A record's reason for whatever a cell raised."""
+    detail = "".join(traceback.format_exception(error))
+    if isinstance(error, CellFailed):
+        return Failure(kind=error.kind, reason=str(error))
+    kind = "memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "error"
+    first_line = (str(error).splitlines() or [""])[0]
+    return Failure(kind=kind, reason=f"{type(error).__name__}: {first_line}", detail=detail)
+
+
+def _peak_rss_bytes() -> int:
+    """Of this process so far; ru_maxrss is in KiB on Linux and in bytes on macOS."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,75 @@
+"""The measure stage of one operating point: latency of its compact network beside the dense one, on this device."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import networks
+from bench.compaction.archive import load_compact
+from bench.execute import layout
+from bench.execute.cell import describe_failure
+from bench.measure.latency import PRESETS, compare_latency, settings
+from bench.measure.machine import describe, versions
+from bench.measure.memory import peak_bytes
+from bench.records.ids import measure_id
+from bench.records.schema import MeasureRecord, PointRecord
+from bench.records.store import Store
+
+
+def planned_id(point_id: str, device: torch.device, preset: str) -> str:
+    """The id of the measurement that `measure_point` would record."""
+    return measure_id(point_id, describe(device).device, PRESETS[preset].model_dump(mode="json"))
+
+
+def measure_point(point_id: str, results: Path, device: torch.device, preset: str) -> bool:
+    """Measure and record; True when it went well. Needs the point's record and its compact network, nothing else."""
+    store = Store(results)
+    point = store.read("point", point_id)
+    assert isinstance(point, PointRecord)
+    began = time.perf_counter()
+    found: dict[str, Any]
+    try:
+        found = {"status": "done", **_measure(point_id, results, device, preset)}
+    except Exception as error:
+        found = {"status": "failed", "failure": describe_failure(error)}
+    store.write(
+        MeasureRecord(
+            id=planned_id(point_id, device, preset),
+            kind="measure",
+            suite=point.suite,
+            workload=point.workload,
+            method=point.method,
+            seed=point.seed,
+            strength=point.strength,
+            point_id=point_id,
+            device=device.type,
+            protocol=PRESETS[preset].model_dump(mode="json"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=time.perf_counter() - began,
+            versions=versions(),
+            machine=describe(device),
+            settings=settings(device),
+            **found,
+        )
+    )
+    return found["status"] == "done"
+
+
+def _measure(point_id: str, results: Path, device: torch.device, preset: str) -> dict[str, Any]:
+    folder = layout.compact(results, point_id)
+    compact = load_compact(folder).to(device)
+    origin = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
+    shape = tuple(origin["input_shape"])
+    dense = networks.build(origin["network"], shape, origin["classes"]).to(device)
+    protocol = PRESETS[preset]
+    latency = compare_latency(dense, compact, shape, device, protocol)
+    peaks = {
+        str(batch): peak_bytes(compact, torch.zeros(batch, *shape, device=device)) for batch in protocol.batches
+    }
+    return {"latency": latency, "peak_bytes": peaks}

@@ -1,0 +1,150 @@
+"""A pool of processes on this machine.
+
+A worker that dies (out of memory, kill) loses its task and nothing else: the task counts as dead and another worker
+takes its place.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Generic, Protocol, TypeVar
+
+from bench.execute.worker import work
+
+
+class Task(Protocol):
+    def run(self, report: Callable[[float, str], None]) -> bool: ...
+
+
+T = TypeVar("T", bound=Task)
+
+
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """key: what it makes that others may wait for. needs: keys of jobs that have to end first."""
+
+    key: str
+    task: T
+    title: str
+    weight: float
+    needs: tuple[str, ...] = ()
+
+
+class Watcher(Protocol):
+    """Told what goes on; the progress display is one."""
+
+    def started(self, job: Job[T]) -> None: ...
+    def moved(self, job: Job[T], fraction: float, doing: str) -> None: ...
+    def ended(self, job: Job[T], ok: bool, reason: str) -> None: ...
+
+
+class _Worker(Generic[T]):
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.pipe: Connection
+        self.process: BaseProcess = context.Process(target=work, args=(theirs,), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.job: Job[T] | None = None
+        self.began = 0.0
+
+    def give(self, job: Job[T]) -> None:
+        self.job, self.began = job, time.monotonic()
+        self.pipe.send(job.task)
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self.pipe.close()
+        self.process.terminate()
+        self.process.join(timeout=5)
+
+
+def run_jobs(
+    jobs: Sequence[Job[T]],
+    workers: int,
+    watcher: Watcher,
+    timeout: float | None = None,
+    on_lost: Callable[[T, str, str], None] = lambda task, kind, reason: None,
+) -> bool:
+    """Run `jobs` in their order as far as `needs` allow, on `workers` processes of one torch thread each.
+
+    timeout: seconds for one job. on_lost: told of each task whose worker died or ran out of time, with the word for
+    the tables (`killed`, `timeout`) and the reason. True when every job ended well.
+    """
+    waiting, busy, done = list(jobs), {}, set[str]()
+    keys = {job.key for job in jobs}
+    all_well = True
+    with _one_thread_each():
+        team: list[_Worker[T]] = [_Worker() for _ in range(min(workers, len(jobs)))]
+    try:
+        while waiting or busy:
+            for worker in [w for w in team if w.job is None]:
+                job = next((j for j in waiting if not (set(j.needs) & keys) - done), None)
+                if job is not None:
+                    waiting.remove(job)
+                    worker.give(job)
+                    busy[worker.pipe] = worker
+                    watcher.started(job)
+            for worker, ok, kind, reason in _outcomes(busy, watcher, timeout):
+                job = worker.job
+                assert job is not None
+                worker.job = None
+                del busy[worker.pipe]
+                done.add(job.key)
+                if kind:
+                    on_lost(job.task, kind, reason)
+                    worker.stop()
+                    with _one_thread_each():
+                        team[team.index(worker)] = _Worker()
+                watcher.ended(job, ok, reason)
+                all_well &= ok
+    finally:
+        for worker in team:
+            worker.stop()
+    return all_well
+
+
+def _outcomes(
+    busy: dict[Connection, _Worker[T]], watcher: Watcher, timeout: float | None
+) -> Iterator[tuple[_Worker[T], bool, str, str]]:
+    """Jobs that ended since the last look: worker, whether it went well, and for a lost one the kind and reason."""
+    ready = wait(list(busy), timeout=0.2)
+    for worker in list(busy.values()):
+        assert worker.job is not None
+        if worker.pipe in ready:
+            try:
+                kind, value, text = worker.pipe.recv()
+            except (EOFError, OSError):
+                worker.process.join(timeout=5)
+                yield worker, False, "killed", f"the process ended with exit code {worker.process.exitcode}"
+                continue
+            if kind == "progress":
+                watcher.moved(worker.job, value, text)
+            else:
+                yield worker, value, "", ""
+        elif timeout is not None and time.monotonic() - worker.began > timeout:
+            yield worker, False, "timeout", f"not done within {timeout:g} s"
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """A child reads its thread count from the environment when it imports its numeric libraries."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,63 @@
+"""A second start of a finished run: what the plan was, so that nothing heavy has to be imported to see that all is done.
+
+The remembered plan is valid for the same request and the same sources only; whatever differs, the plan is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+import bench
+from bench.records.store import Store
+
+
+class Remembered(BaseModel):
+    """The ids that a finished run has records for; request: digest of what was asked for."""
+
+    request: str
+    trains: list[str]
+    points: list[str]
+    measures: list[str]
+
+
+def request_digest(words: Sequence[Any], files: Sequence[Path]) -> str:
+    """Of the words of a request, the contents of its files, and the sources of the suite itself."""
+    digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode())
+    package = Path(bench.__file__).parent
+    sources = sorted(package.rglob("*.py")) + sorted((package.parent / "methods").rglob("*.py"))
+    for path in [*files, *sources]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def data_stamp(name: str, root: Path | None) -> str:
+    """Changes when the files of a data set by path, or of one in the data root, change."""
+    paths = [Path(name)] if root is None else [Path(name), root / f"{name}.npz"]
+    stats = [path.stat() for path in paths if path.exists()]
+    return repr([(stat.st_size, stat.st_mtime_ns) for stat in stats])
+
+
+def remember(results: Path, remembered: Remembered) -> None:
+    (results / "plan.json").write_text(remembered.model_dump_json(), encoding="utf-8")
+
+
+def recall(results: Path, request: str) -> Remembered | None:
+    """The plan of the same request, or None."""
+    try:
+        remembered = Remembered.model_validate_json((results / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return remembered if remembered.request == request else None
+
+
+def failures(store: Store, remembered: Remembered) -> int | None:
+    """How many of the remembered records are failures; None where one is missing."""
+    stages = {"train": remembered.trains, "point": remembered.points, "measure": remembered.measures}
+    found = [store.status(stage, record) for stage, ids in stages.items() for record in ids]
+    return None if None in found else found.count("failed")

@@ -1,0 +1,88 @@
+"""What runs inside a worker process: tasks in, progress and outcomes out, over one pipe."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from bench.plan import Cell
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """Run a cell."""
+
+    cell: Cell
+    results: Path
+    data_root: Path | None
+    device: str
+    retry_failed: bool
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        from bench.execute.cell import CellRun
+
+        run = CellRun(self.cell, self.results, self.data_root, torch.device(self.device), report)
+        return run.run(self.retry_failed)
+
+
+@dataclass(frozen=True)
+class PretrainTask:
+    """Run the plain training that `cell` shares with others."""
+
+    cell: Cell
+    results: Path
+    data_root: Path | None
+    device: str
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        from bench.execute.cell import CellRun
+
+        run = CellRun(self.cell, self.results, self.data_root, torch.device(self.device), report)
+        return run.run_pretraining()
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """Measure the latency of one compact network."""
+
+    point_id: str
+    results: Path
+    device: str
+    preset: str
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        from bench.execute.measuring import measure_point
+
+        return measure_point(self.point_id, self.results, torch.device(self.device), self.preset)
+
+
+def work(pipe: Connection) -> None:
+    """Serve tasks until the pipe closes. The parent alone answers to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # decaying weights would otherwise slow a step many times over
+
+    def report(fraction: float, doing: str) -> None:
+        try:
+            pipe.send(("progress", fraction, doing))
+        except OSError:  # the parent is gone; nobody waits for the result
+            os._exit(1)
+
+    try:
+        while True:
+            task: CellTask | PretrainTask | MeasureTask = pipe.recv()
+            pipe.send(("ended", task.run(report), ""))
+    except (EOFError, OSError):
+        return

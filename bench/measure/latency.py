@@ -1,0 +1,169 @@
+"""Latency of a compact network beside its dense original, interleaved in one process."""
+
+from __future__ import annotations
+
+import copy
+import os
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bench.measure.blocks import PairedSamples, interleave, warm_up
+from bench.measure.clocks import Call, autotuned, host_sampler, timer
+from bench.measure.locks import alone_on
+from bench.measure.protocol import DTYPES, FULL, QUICK, Clock, LatencyProtocol
+from bench.measure.spread import block_spread, percentiles, speedup
+from bench.records.schema import LatencyPart
+
+__all__ = ["FULL", "QUICK", "LatencyProtocol", "compare_latency", "refuse_unless_plain", "settings"]
+
+
+def compare_latency(
+    dense: nn.Module,
+    compact: nn.Module,
+    input_shape: tuple[int, ...],
+    device: torch.device,
+    protocol: LatencyProtocol = QUICK,
+) -> list[LatencyPart]:
+    """One part per batch size and clock. Copies of the networks run, in evaluation and inference mode; the
+    networks stay as and where they are. The thread count is the caller's.
+
+    input_shape: of one image, (C, H, W). The input is random normal (zeros would draw less power and clock
+    higher) and lies on the device. Raises ValueError for a network that is not plain, and for a device that
+    is neither cpu nor cuda.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"latency is measured on cpu and cuda, not on {device.type}")
+    for network in (dense, compact):
+        refuse_unless_plain(network)
+    dense, compact = (_prepared(network, device, protocol) for network in (dense, compact))
+    parts: list[LatencyPart] = []
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with current, alone_on(device), autotuned(device), torch.inference_mode():
+        for batch in protocol.batches:
+            inputs = _inputs(batch, input_shape, device, protocol)
+            parts += _compare(partial(dense, inputs), partial(compact, inputs), batch, device, protocol)
+    return parts
+
+
+def refuse_unless_plain(network: nn.Module) -> None:
+    """Raise ValueError if `network` has hooks or parametrisations: they work on every call, so its time would
+    say nothing about the network that is left once they are gone."""
+    for name, module in network.named_modules():
+        where = f"module {name!r}" if name else "the network"
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"latency is measured on plain networks only: {where} has a forward hook")
+        if parametrize.is_parametrized(module):
+            raise ValueError(f"latency is measured on plain networks only: {where} has a parametrisation")
+
+
+def settings(device: torch.device) -> dict[str, Any]:
+    """Flags and state that move latencies, as they are now: threads and load of the host, precision of
+    float32 products, and for CUDA the choices of cuDNN (`cudnn_benchmark` as the caller left it; it is on
+    while timing)."""
+    found: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "governor": _system_file("cpu0/cpufreq/scaling_governor"),
+        "boost": _system_file("cpufreq/boost"),
+        "hyper_threading": _system_file("smt/active"),
+    }
+    if device.type == "cuda":
+        found |= {
+            "tf32_matmul": torch.backends.cuda.matmul.fp32_precision == "tf32",
+            "tf32_convolution": torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
+            "cudnn_enabled": torch.backends.cudnn.enabled,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        }
+    return found
+
+
+def _compare(
+    dense: Call, compact: Call, batch: int, device: torch.device, protocol: LatencyProtocol
+) -> list[LatencyPart]:
+    def synchronise() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    settled = [warm_up(host_sampler(call, 1, synchronise), protocol) for call in (dense, compact)]
+    return [
+        _measure(clock, dense, compact, batch, device, protocol, all(settled))
+        for clock in protocol.clocks(device)
+    ]
+
+
+def _measure(
+    clock: Clock,
+    dense: Call,
+    compact: Call,
+    batch: int,
+    device: torch.device,
+    protocol: LatencyProtocol,
+    settled: bool,
+) -> LatencyPart:
+    dense_timer, compact_timer = timer(clock, dense, device), timer(clock, compact, device)
+    for _ in range(protocol.retries + 1):
+        samples = interleave(dense_timer.sample, compact_timer.sample, protocol)
+        if steady := _steady(samples, protocol):
+            break
+    dense_times, compact_times = percentiles(samples.dense), percentiles(samples.compact)
+    ratio = speedup(samples)
+    return LatencyPart(
+        clock=clock,
+        batch=batch,
+        engine=protocol.engine,
+        dtype=protocol.dtype,
+        layout=protocol.layout,
+        calls=min(
+            dense_timer.unroll * sum(map(len, samples.dense)),
+            compact_timer.unroll * sum(map(len, samples.compact)),
+        ),
+        blocks=protocol.blocks,
+        compact_median=compact_times[0],
+        compact_p10=compact_times[1],
+        compact_p90=compact_times[2],
+        dense_median=dense_times[0],
+        dense_p10=dense_times[1],
+        dense_p90=dense_times[2],
+        speedup=ratio.value,
+        speedup_low=ratio.low,
+        speedup_high=ratio.high,
+        unstable=not (settled and steady),
+    )
+
+
+def _steady(samples: PairedSamples, protocol: LatencyProtocol) -> bool:
+    return max(block_spread(samples.dense), block_spread(samples.compact)) <= protocol.spread_limit
+
+
+def _prepared(network: nn.Module, device: torch.device, protocol: LatencyProtocol) -> nn.Module:
+    network = copy.deepcopy(network).to(device=device, dtype=DTYPES[protocol.dtype])
+    if protocol.layout == "channels-last":
+        network = network.to(memory_format=torch.channels_last)
+    return network.eval()
+
+
+def _inputs(batch: int, shape: tuple[int, ...], device: torch.device, protocol: LatencyProtocol) -> Tensor:
+    generator = torch.Generator().manual_seed(
+        0
+    )  # of its own: measuring must not move the caller's random stream
+    inputs = torch.randn(batch, *shape, generator=generator).to(device, DTYPES[protocol.dtype])
+    if protocol.layout == "channels-last" and len(shape) == 3:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return inputs
+
+
+def _system_file(path: str) -> str | None:
+    try:
+        return (Path("/sys/devices/system/cpu") / path).read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,20 @@
+"""How large a network is. A tensor that several modules share counts once."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of parameters (buffers, such as running statistics, are none)."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def nonzero(network: nn.Module) -> int:
+    """Number of parameters that are not exactly zero."""
+    return sum(int(parameter.detach().count_nonzero()) for parameter in network.parameters())
+
+
+def weight_bytes(network: nn.Module) -> int:
+    """Bytes of parameters and buffers: what has to be in memory to run the network."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))

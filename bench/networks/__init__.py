@@ -1,0 +1,9 @@
+"""The networks: one file a family, sized by the data set.
+
+Each file has `NETWORKS`, name → factory, a function from (input_shape, classes) to a module whose forward
+torch.fx can trace. A file dropped here is found.
+"""
+
+from bench.networks._build import available, build
+
+__all__ = ["available", "build"]

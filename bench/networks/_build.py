@@ -1,0 +1,92 @@
+"""From a name to a network that fits the images and classes of a data set."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from bench.errors import BadInput, nearest
+from bench.folder import collect, first_line
+
+Factory = Callable[[tuple[int, int, int], int], nn.Module]
+"""(input_shape (C, H, W), classes) → network: float (N, C, H, W) → logits (N, classes)."""
+
+
+def available() -> list[str]:
+    """Names of the networks that the files of `bench/networks` provide, sorted."""
+    return sorted(_factories())
+
+
+def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """A fresh network in training mode, on the CPU, initialised from torch's global generator: the caller
+    seeds that.
+
+    name: one of `available()`, or `package.module:factory` for one of the user's own (modules of the working
+    directory included). Raises BadInput where there is no such network or it does not fit the images.
+    """
+    factory = _imported(name) if ":" in name else _factories().get(name)
+    if factory is None:
+        raise BadInput(f"unknown network {name!r}{nearest(name, available())}; or package.module:factory")
+    try:
+        network = factory(input_shape, classes)
+    except BadInput as error:
+        raise BadInput(f"network {name!r}: {error}") from error
+    except Exception as error:
+        raise BadInput(
+            f"network {name!r}: cannot be built for {_words(input_shape)} ({first_line(error)})"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise BadInput(
+            f"network {name!r}: the factory gives a {type(network).__name__}, not a torch.nn.Module"
+        )
+    _check_output(name, network, input_shape, classes)
+    return network.train()
+
+
+@functools.cache
+def _factories() -> dict[str, Factory]:
+    return collect("bench.networks", "NETWORKS")
+
+
+def _imported(name: str) -> Factory:
+    module_name, _, attribute = name.partition(":")
+    # A console script lacks the working directory on its path; last, so that nothing of ours is shadowed.
+    sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise BadInput(f"network {name!r}: {module_name!r} does not import ({first_line(error)})") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        names = [word for word in vars(module) if not word.startswith("_")]
+        raise BadInput(
+            f"network {name!r}: {module_name!r} has no function {attribute!r}{nearest(attribute, names)}"
+        )
+    return factory
+
+
+def _check_output(name: str, network: nn.Module, input_shape: tuple[int, int, int], classes: int) -> None:
+    """One image through it: in evaluation mode, so that neither statistics nor random streams move."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = network.eval()(torch.zeros(1, *input_shape))
+    except Exception as error:
+        raise BadInput(
+            f"network {name!r}: does not run on {_words(input_shape)} ({first_line(error)})"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
+        given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise BadInput(f"network {name!r}: gives {given} for one image, must be (1, {classes})")
+
+
+def _words(input_shape: tuple[int, int, int]) -> str:
+    channels, height, width = input_shape
+    return f"images of {height}×{width} with {channels} channel{'s' if channels > 1 else ''}"

@@ -1,0 +1,211 @@
+"""`bench run`: a suite from its file to its leaderboard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from bench import suite as suites
+from bench.errors import EXIT_DONE, EXIT_SOME_FAILED
+from bench.execute import layout, shortcut
+from bench.execute.progress import Display, in_words
+from bench.records.store import Store
+
+if TYPE_CHECKING:
+    from bench.plan import Cell, Filters, Plan
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the suite and its filters. timeout: seconds for one cell."""
+
+    results: Path
+    data_root: Path | None
+    jobs: int
+    device: str
+    retry_failed: bool = False
+    timeout: float | None = None
+
+
+def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console: Console) -> int:
+    """Run what is not done yet, then make the views. The exit code: 0, or 3 where cells failed.
+
+    Raises BadInput before anything is written.
+    """
+    suite = suites.load(name_or_path)
+    request = _request(name_or_path, suite, filters, options)
+    store = Store(options.results)
+    if not options.retry_failed and (code := _already_done(suite, store, request, console)) is not None:
+        return code
+
+    from bench.plan import make_plan
+
+    plan = make_plan(suite, filters, options.data_root)
+    store.check_writable()
+    for skip in plan.skips:
+        console.print(f"skipped: {skip.label} on {skip.network}: {skip.reason}", highlight=False, markup=False)
+    _train(plan, store, options, console)
+    measures = _measure(plan, store, options, console)
+    failed = _failed(plan, store, measures)
+
+    from bench.report.views import write_views
+
+    write_views(options.results, suite, plan.labels(), console)
+    shortcut.remember(
+        options.results,
+        shortcut.Remembered(
+            request=request,
+            trains=[cell.train_id for cell in plan.cells],
+            points=[point for cell in plan.cells for _, point in cell.points],
+            measures=measures,
+        ),
+    )
+    return _close(failed, console)
+
+
+def _request(name_or_path: str, suite: suites.Suite, filters: Filters, options: RunOptions) -> str:
+    stamps = [shortcut.data_stamp(workload.dataset, options.data_root) for workload in suite.workloads]
+    files = [suites.find(name_or_path), *(Path(file) for file in filters.files if Path(file).is_file())]
+    return shortcut.request_digest([filters, options.device, options.data_root, *stamps], files)
+
+
+def _already_done(suite: suites.Suite, store: Store, request: str, console: Console) -> int | None:
+    """The exit code where a former run of the same request has left a record of everything."""
+    remembered = shortcut.recall(store.root, request)
+    if remembered is None or not (layout.report(store.root) / "leaderboard.md").is_file():
+        return None
+    failed = shortcut.failures(store, remembered)
+    if failed is None:
+        return None
+    console.print(
+        f"suite {suite.name}: all {len(remembered.points)} operating points of {len(remembered.trains)} "
+        f"trainings are done; the report lies in {layout.report(store.root)}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return _close(failed, console)
+
+
+def _close(failed: int, console: Console) -> int:
+    if not failed:
+        return EXIT_DONE
+    console.print(
+        f"{failed} records are failures; the leaderboard shows them, --retry-failed tries them again",
+        highlight=False,
+        markup=False,
+    )
+    return EXIT_SOME_FAILED
+
+
+def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> None:
+    """The train and the point stages of all cells."""
+    from bench.execute.cell import CellRun
+    from bench.execute.pool import Job, run_jobs
+    from bench.execute.worker import CellTask, PretrainTask
+
+    cells = plan.to_do(store, options.retry_failed)
+    if not cells:
+        return
+    shared = {cell.pretraining.id: cell for cell in reversed(cells) if cell.pretraining}
+    shared = {i: cell for i, cell in shared.items() if not layout.pretrained(options.results, i).is_file()}
+
+    def pretrain_job(id: str, cell: Cell) -> Job[Any]:
+        task = PretrainTask(cell, options.results, options.data_root, options.device)
+        title = f"{cell.workload.network} · shared pretraining · seed {cell.seed}"
+        return Job(id, task, title, estimated_seconds(cell) * _share(cell))
+
+    jobs: list[Job[Any]] = []
+    for cell in cells:
+        id = cell.pretraining.id if cell.pretraining else ""
+        if id in shared:
+            jobs.append(pretrain_job(id, shared.pop(id)))
+        task = CellTask(cell, options.results, options.data_root, options.device, options.retry_failed)
+        weight = estimated_seconds(cell) * (1 - _share(cell))
+        jobs.append(Job(cell.train_id, task, cell.title, weight, (id,) if id else ()))
+
+    def on_lost(task: CellTask | PretrainTask, kind: str, reason: str) -> None:
+        if isinstance(task, CellTask):
+            import torch
+
+            device = torch.device(options.device)
+            run = CellRun(task.cell, options.results, options.data_root, device, lambda fraction, doing: None)
+            run.record_lost(kind, reason)
+
+    with Display(f"{plan.suite.name}: training", jobs, console) as display:
+        run_jobs(jobs, options.jobs, display, options.timeout, on_lost)
+
+
+def _measure(plan: Plan, store: Store, options: RunOptions, console: Console) -> list[str]:
+    """The measure stage, one network at a time while nothing else runs; the ids of all measurements of the plan."""
+    preset = plan.suite.measure.latency
+    if preset == "none":
+        return []
+    import torch
+
+    from bench.execute.measuring import planned_id
+    from bench.execute.pool import Job, run_jobs
+    from bench.execute.worker import MeasureTask
+
+    device = torch.device(options.device)
+    jobs: list[Job[Any]] = []
+    ids = []
+    for cell in plan.cells:
+        if cell.method.granularity == "weight":
+            continue  # zeros among the weights cost a dense kernel the same: no kernel, no latency
+        for strength, point in cell.points:
+            if store.status("point", point) != "done":
+                continue
+            id = planned_id(point, device, preset)
+            ids.append(id)
+            if store.status("measure", id) is None:
+                title = f"{cell.workload.network} · {cell.method.label} {strength:g} · seed {cell.seed}"
+                jobs.append(Job(id, MeasureTask(point, options.results, options.device, preset), title, 1.0))
+    if jobs:
+        with Display(f"{plan.suite.name}: measuring latency", jobs, console) as display:
+            run_jobs(jobs, 1, display)
+    return ids
+
+
+def _failed(plan: Plan, store: Store, measures: list[str]) -> int:
+    points = [point for cell in plan.cells for _, point in cell.points]
+    statuses = [store.status("point", point) for point in points]
+    statuses += [store.status("measure", id) for id in measures]
+    return sum(status != "done" for status in statuses)
+
+
+def _share(cell: Cell) -> float:
+    """The part of a cell's training that is shared pretraining."""
+    if cell.pretraining is None:
+        return 0.0
+    return min(0.95, cell.pretraining.epochs / cell.workload.recipe["epochs"])
+
+
+def estimated_seconds(cell: Cell) -> float:
+    """A guess on one core before anything has run: 0.6 ms a step plus three passes at 8 G multiply-accumulates a
+    second, and half a second for each operating point. The display corrects it by the pace it sees."""
+    return cell.steps * (0.0006 + 3 * cell.step_macs / 8e9) + 0.5 * len(cell.points)
+
+
+def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) -> None:
+    """`bench plan`: what is done, what is to do, what is skipped and why, and about how long it takes."""
+    to_do = {cell.train_id for cell in plan.to_do(store, options.retry_failed)}
+    for cell in plan.cells:
+        state = "to do" if cell.train_id in to_do else "done"
+        strengths = ", ".join(f"{strength:g}" for strength, _ in cell.points)
+        line = f"{state:>5}  {cell.title} → {strengths}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for skip in plan.skips:
+        line = f" skip  {skip.label} on {skip.network}: {skip.reason}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    seconds = sum(estimated_seconds(cell) for cell in plan.cells if cell.train_id in to_do) / options.jobs
+    console.print(
+        f"{len(plan.cells)} trainings, {len(to_do)} to do, {len(plan.skips)} skipped; "
+        f"about {in_words(seconds) if to_do else 'nothing'} on {options.jobs} processes",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

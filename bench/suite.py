@@ -1,0 +1,130 @@
+"""A suite file, checked: which workloads, which methods at which strengths, which seeds. No torch here."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.errors import BadInput, nearest
+from bench.training.recipe import Recipe
+
+SHIPPED = Path(__file__).parent / "suites"
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkloadEntry(_Checked):
+    """A data set, a network and how it is trained."""
+
+    dataset: str
+    network: str
+    recipe: Recipe
+
+
+class MethodEntry(_Checked):
+    """A method with its settings. label: what tables call it, the name where left out; strengths: the method's own
+    default grid where left out."""
+
+    name: str
+    label: str = ""
+    strengths: tuple[float, ...] | None = None
+    config: dict[str, Any] = {}
+
+    @property
+    def shown(self) -> str:
+        return self.label or self.name
+
+
+class MeasureEntry(_Checked):
+    """latency: the preset of `bench.measure.latency`, or `none`."""
+
+    latency: Literal["quick", "full", "none"] = "quick"
+
+
+class Suite(_Checked):
+    """title: one line. seeds: base seeds, each a full repetition."""
+
+    name: str = ""
+    title: str
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    workloads: tuple[WorkloadEntry, ...] = Field(min_length=1)
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    measure: MeasureEntry = MeasureEntry()
+
+
+def shipped() -> list[str]:
+    """Names of the suites that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
+
+
+def find(name_or_path: str) -> Path:
+    """The file of a suite, by name or by path."""
+    if name_or_path.endswith(".toml"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise BadInput(f"suite {name_or_path}: no such file")
+        return path
+    if name_or_path not in shipped():
+        raise BadInput(f"unknown suite {name_or_path!r}{nearest(name_or_path, shipped())}")
+    return SHIPPED / f"{name_or_path}.toml"
+
+
+def load(name_or_path: str) -> Suite:
+    """Read and check a suite. Raises BadInput with the file and the key."""
+    path = find(name_or_path)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a TOML file: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        suite = Suite.model_validate({"name": path.stem, **raw})
+    except ValidationError as error:
+        raise BadInput(f"{path}: {one_line(error, Suite)}") from None
+    _refuse_twins(path, suite)
+    return suite
+
+
+def _refuse_twins(path: Path, suite: Suite) -> None:
+    """Two entries of one label, or one workload twice, would share a row of the table."""
+    labels = [entry.shown for entry in suite.methods]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise BadInput(f"{path}: methods: {label!r} stands there twice; give each entry a label of its own")
+    pairs = [(entry.dataset, entry.network) for entry in suite.workloads]
+    for pair in pairs:
+        if pairs.count(pair) > 1:
+            raise BadInput(f"{path}: workloads: {pair[0]} with {pair[1]} stands there twice")
+
+
+def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """One complaint of a pydantic error as `key: what is wrong (did you mean …)`; a misspelt key before the key that is
+    missing for it."""
+    first = min(error.errors(), key=lambda complaint: complaint["type"] != "extra_forbidden")
+    location = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        return f"{location}: unknown key{nearest(key, _fields_at(model, first['loc'][:-1]))}"
+    if first["type"] == "missing":
+        return f"{location}: missing"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    given = "" if isinstance(first["input"], dict | list) else f", got {first['input']!r}"
+    return f"{location}: {message}{given}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that are valid at a place of a nested model."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        inner = model.model_fields[part].annotation
+        for candidate in (inner, *getattr(inner, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)

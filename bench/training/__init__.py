@@ -1,0 +1,1 @@
+"""Training: recipes, seed streams, the loop, checkpoints."""

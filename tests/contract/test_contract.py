@@ -1,0 +1,191 @@
+"""What every method owes the harness. A method added to the folder is found and held to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import EPOCHS, NETWORK, Case, Outcome, cells_of, run_cell
+from pydantic import ValidationError
+from torch import nn
+
+import methods
+from bench import data, networks
+from bench.compaction import find_sites
+from bench.data import load_test
+from bench.training.loop import Loop
+from bench.training.phases import plan_phases
+from bench.training.recipe import Recipe
+from bench.training.seeds import stream
+from methods.base import Method
+
+CPU = torch.device("cpu")
+VOLATILE = {"created", "seconds", "step_milliseconds", "peak_rss_bytes"}
+
+
+def open_loop(case: Case, strength: float, **settings: Any) -> tuple[nn.Module, Method, Loop]:
+    """The training of a case without the cell around it."""
+    dataset = data.load("digits", None)
+    torch.manual_seed(stream(0, "init"))
+    network = networks.build(NETWORK, dataset.input_shape, dataset.classes)
+    sites = find_sites(network, torch.zeros(1, *dataset.input_shape))
+    method = case.create()
+    recipe = Recipe(epochs=EPOCHS, batch_size=128, learning_rate=4e-3)
+    given = None if method.traits.trains_once else strength
+    return network, method, Loop(network, method, sites, dataset, recipe, 0, CPU, given, **settings)
+
+
+def phases_of(method: Method) -> list[Any]:
+    return plan_phases(method.phases(EPOCHS), EPOCHS)
+
+
+def test_describes_itself(case: Case) -> None:
+    method = case.create()
+    assert method.name == case.name
+    assert method.title
+    assert method.paper
+    assert method.strength_meaning
+    assert list(method.strengths) == sorted(set(method.strengths))
+
+
+def test_config_round_trip_and_unknown_keys(case: Case) -> None:
+    config = case.create().config
+    assert type(config)(**config.model_dump(mode="json")) == config
+    with pytest.raises(ValidationError):
+        type(config)(**config.model_dump(), no_such_key=1)
+
+
+def test_the_point_is_done_and_certified(outcome: Outcome) -> None:
+    (point,) = outcome.points
+    assert point.status == "done", point.failure
+    assert point.certificate is not None
+    assert point.certificate.passed
+    assert point.certificate.difference_float64 <= 1e-9
+    assert point.certificate.images == 360
+    assert point.test == point.masked_test or abs(point.test.loss - point.masked_test.loss) < 1e-5  # type: ignore[union-attr]
+    assert point.test.accuracy == point.masked_test.accuracy  # type: ignore[union-attr]
+
+
+def test_same_seed_same_record(case: Case, strength: float, outcome: Outcome, tmp_path: Path) -> None:
+    (cell,) = cells_of(case, (strength,))
+    again = run_cell(cell, tmp_path)
+    assert again.train.model_dump(exclude=VOLATILE) == outcome.train.model_dump(exclude=VOLATILE)
+    assert [p.model_dump(exclude=VOLATILE) for p in again.points] == [
+        p.model_dump(exclude=VOLATILE) for p in outcome.points
+    ]
+
+
+@pytest.mark.parametrize("stop_after", range(1, EPOCHS))
+def test_resumed_equals_straight(case: Case, strength: float, stop_after: int, tmp_path: Path) -> None:
+    straight_network, straight_method, straight = open_loop(case, strength)
+    straight.run(phases_of(straight_method))
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(epoch: int, phase: str) -> None:
+        if epoch == stop_after + 1:
+            raise PowerCut
+
+    file = tmp_path / "checkpoint"
+    _, method, first = open_loop(case, strength, checkpoint=file, checkpoint_seconds=0.0, on_epoch=cut)
+    with pytest.raises(PowerCut):
+        first.run(phases_of(method))
+    network, method, second = open_loop(case, strength, checkpoint=file)
+    second.run(phases_of(method))
+    for name, value in straight_network.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
+    assert second.progress.epochs == straight.progress.epochs
+    assert second.progress.history == straight.progress.history
+    straight_method.detach()
+    method.detach()
+    one, other = straight_method.plan(strength), method.plan(strength)
+    assert one.kept.keys() == other.kept.keys()
+    assert all(torch.equal(one.kept[site], other.kept[site]) for site in one.kept)
+    assert all(torch.equal(one.weight_masks[name], other.weight_masks[name]) for name in one.weight_masks)
+
+
+def test_plan_fits_the_sites(case: Case, strength: float) -> None:
+    network, method, loop = open_loop(case, strength)
+    sizes = {site.name: site.size for site in method.sites}
+    loop.run(phases_of(method))
+    method.detach()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    plan = method.plan(strength)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    for site, kept in plan.kept.items():
+        assert kept.dtype == torch.bool
+        assert kept.shape == (sizes[site],)
+    shapes = {name: parameter.shape for name, parameter in network.named_parameters()}
+    for name, mask in plan.weight_masks.items():
+        assert mask.dtype == torch.bool
+        assert mask.shape == shapes[name]
+
+
+def test_nothing_is_left_after_detach(case: Case, strength: float) -> None:
+    network, method, loop = open_loop(case, strength)
+    loop.run(phases_of(method))
+    method.detach()
+    plain = networks.build(NETWORK, (1, 8, 8), 10)
+    assert [(n, type(m)) for n, m in network.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
+    assert {n: v.shape for n, v in network.state_dict().items()} == {
+        n: v.shape for n, v in plain.state_dict().items()
+    }
+    for module in network.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in network.parameters())
+
+
+def test_budget_is_respected(case: Case, outcome: Outcome) -> None:
+    assert sum(outcome.train.epochs.values()) <= EPOCHS
+    assert outcome.train.steps == sum(outcome.train.epochs.values()) * -(-(1797 - 360) * 85 // 100 // 128) or (
+        outcome.train.steps % sum(outcome.train.epochs.values()) == 0
+    )
+    if not case.create().traits.strength == "self":
+        assert sum(outcome.train.epochs.values()) == EPOCHS
+
+
+def test_test_split_is_read_by_the_evaluation_alone(
+    case: Case, strength: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted at the door: once for each operating point, and never while a loop runs (the door itself refuses)."""
+    reads: list[str] = []
+
+    def counting(name: str, root: Path | None) -> Any:
+        reads.append(name)
+        return load_test(name, root)
+
+    monkeypatch.setattr(data, "load_test", counting)
+    (cell,) = cells_of(case, (strength,))
+    outcome = run_cell(cell, tmp_path)
+    assert reads == ["digits"] * len(outcome.points)
+
+
+def test_strength_zero_keeps_the_whole_network(case: Case, tmp_path: Path) -> None:
+    (cell,) = cells_of(case, (0.0,))
+    (point,) = run_cell(cell, tmp_path).points
+    assert point.status == "done", point.failure
+    assert point.kept == point.sizes
+    assert point.cost is not None
+    assert point.dense_cost is not None
+    assert (point.cost.parameters, point.cost.macs) == (point.dense_cost.parameters, point.dense_cost.macs)
+
+
+def test_seeds_are_paired_over_methods(case: Case, outcome: Outcome, tmp_path: Path) -> None:
+    (cell,) = cells_of(Case("dense"), (0.0,))
+    dense = run_cell(cell, tmp_path).train
+    assert outcome.train.data_order == dense.data_order
+    if case.name != "thin-dense":  # another shape has other weights by its nature
+        assert outcome.train.initial_weights == dense.initial_weights
+    (other,) = cells_of(Case("dense"), (0.0,), seed=1)
+    other_seed = run_cell(other, tmp_path).train
+    assert other_seed.initial_weights != dense.initial_weights
+    assert other_seed.data_order != dense.data_order
+
+
+def test_every_method_of_the_folder_is_here() -> None:
+    assert {"dense", "thin-dense", "random", "magnitude", "targeted-dropout"} <= set(methods.available())

@@ -1,0 +1,62 @@
+"""State on disk comes back as it was, and damage is no crash."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.training.checkpoint import clone_state, read_state, write_state
+
+
+def test_nested_state_comes_back(tmp_path: Path) -> None:
+    state = {
+        "network": {"w": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)},
+        "optimizers": [{"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}],
+        "position": {"phase": 1, "name": "tensor:looks like a marker", "none": None, "yes": True},
+        "empty": {},
+    }
+    write_state(tmp_path / "deep" / "a.safetensors", state)
+    back = read_state(tmp_path / "deep" / "a.safetensors")
+    assert back is not None
+    assert torch.equal(back["network"]["w"], state["network"]["w"])
+    assert back["network"]["count"].dtype == torch.int64
+    assert back["optimizers"][0]["state"][0]["step"] == 2.0
+    assert back["optimizers"][0]["param_groups"] == [{"lr": 0.1, "betas": [0.9, 0.99]}]
+    assert back["position"] == state["position"]
+    assert back["empty"] == {}
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.safetensors"]
+
+
+def test_tensors_that_share_memory_are_kept_apart(tmp_path: Path) -> None:
+    base = torch.arange(4.0)
+    write_state(tmp_path / "a", {"one": base, "two": base[1:]})
+    back = read_state(tmp_path / "a")
+    assert back is not None
+    assert back["two"].tolist() == [1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    assert read_state(path) is None
+    path.write_bytes(content)
+    assert read_state(path) is None
+
+
+def test_a_file_cut_short_counts_as_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_state(path, {"w": torch.zeros(100)})
+    path.write_bytes(path.read_bytes()[:-10])
+    assert read_state(path) is None
+
+
+def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="/method/thing"):
+        write_state(tmp_path / "a", {"method": {"thing": object()}})
+
+
+def test_a_clone_shares_nothing() -> None:
+    state = {"a": [torch.zeros(2)]}
+    copy = clone_state(state)
+    state["a"][0].add_(1)
+    assert copy["a"][0].tolist() == [0.0, 0.0]
