@@ -1,0 +1,80 @@
+"""What a compact network looks like, apart from its weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from bench.compaction.graph import build_graph
+from bench.compaction.layers import ChangeKind, change_layers
+from bench.compaction.liveness import balance
+from bench.compaction.rewrite import add_bias, cut
+from bench.compaction.sites import find_spaces
+from bench.errors import nearest
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerChange(_Part):
+    """kind: `drop`, `linearise` or `merge`; layers: as in the plan's layer action."""
+
+    kind: ChangeKind
+    layers: tuple[str, ...]
+
+
+class Architecture(_Part):
+    """How a compact network follows from the full one: first the layer changes in their order, then the kept
+    units.
+
+    kept: site (of the network with changed layers) → indices of the units that stay, ascending; a site not
+    named keeps all. added_biases: layers without bias in the full network that have one here.
+    """
+
+    kept: dict[str, list[int]] = {}
+    added_biases: tuple[str, ...] = ()
+    layer_changes: tuple[LayerChange, ...] = ()
+
+
+def apply_architecture(network: nn.Module, architecture: Architecture, example: Tensor) -> nn.Module:
+    """A copy of `network` with the structure of `architecture`; weights are sliced, whatever their values.
+
+    The copy is in the mode and on the device of `network`, which is not changed. Raises ValueError where the
+    architecture does not fit the network.
+    """
+    devices = {parameter.device for parameter in network.parameters()}
+    result = copy.deepcopy(network).cpu()
+    modes = {name: module.training for name, module in result.named_modules()}
+    result.eval()
+    for change in architecture.layer_changes:
+        change_layers(result, change.kind, change.layers, example)
+    graph = build_graph(result, example)
+    spaces = {space.site.name: space for space in find_spaces(graph)}
+    keep = torch.ones(len(graph.pinned), dtype=torch.bool)
+    for name, indices in architecture.kept.items():
+        if name not in spaces:
+            raise ValueError(
+                f"the architecture names the site {name!r}, which there is not{nearest(name, spaces)}"
+            )
+        size = spaces[name].site.size
+        if not indices or sorted(set(indices)) != indices or indices[0] < 0 or indices[-1] >= size:
+            raise ValueError(
+                f"the units of site {name!r} must ascend below {size}, one or more: {indices[:8]}"
+            )
+        keep[spaces[name].units] = False
+        keep[spaces[name].units[torch.tensor(indices)]] = True
+    if balance(graph, keep):
+        raise ValueError("the architecture leaves groups of different size to a grouped convolution")
+    cut(graph, keep)
+    for layer in architecture.added_biases:
+        module = dict(result.named_modules()).get(layer)
+        if not isinstance(module, nn.Linear | nn.Conv2d) or module.bias is not None:
+            raise ValueError(f"{layer!r} is no layer that a bias can be added to")
+        add_bias(module)
+    for name, module in result.named_modules():
+        module.training = modes.get(name, network.training)
+    return result.to(devices.pop()) if len(devices) == 1 else result

@@ -1,0 +1,170 @@
+"""Changes to whole layers: dropping a branch of a sum, taking an activation away, merging two linear maps.
+
+Every change is structural: it depends on the network alone, not on its values, so that an archive can repeat
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bench.compaction.graph import Graph, Step, build_graph
+from bench.compaction.operations import Zero, is_padded
+from bench.compaction.rewrite import add_bias
+
+ChangeKind = Literal["drop", "linearise", "merge"]
+
+
+def change_layers(network: nn.Module, kind: ChangeKind, layers: Sequence[str], example: Tensor) -> None:
+    """Changes `network` (CPU, eval mode) in place. Raises ValueError where the change would not be exact, or
+    is none."""
+    graph = build_graph(network, example)
+    if kind == "linearise":
+        for layer in layers:
+            replace(network, find_activation(graph, layer).layer, nn.Identity())
+    elif kind == "drop":
+        _drop(network, graph, layers)
+    else:
+        _merge(network, graph, layers)
+
+
+def replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    home, _, name = path.rpartition(".")
+    setattr(network.get_submodule(home), name, module.train(network.training))
+
+
+def _step(graph: Graph, layer: str) -> Step:
+    step = graph.step_of(layer)
+    if step is None:
+        raise ValueError(f"{layer!r} is no layer that the network calls exactly once")
+    return step
+
+
+def _only_reader(graph: Graph, step: Step) -> Step | None:
+    readers = graph.readers.get(step, [])
+    return readers[0] if len(readers) == 1 else None
+
+
+def _called_once(graph: Graph, step: Step) -> bool:
+    return step.module is not None and sum(other.module is step.module for other in graph.steps) == 1
+
+
+def find_activation(graph: Graph, layer: str) -> Step:
+    """The activation that follows a layer (a normalisation may lie between), or the layer itself if it is
+    one."""
+    step: Step | None = _step(graph, layer)
+    while step is not None and (step.operation.kind != "map" or step.operation.identity):
+        step = _only_reader(graph, step)
+        if step is None or step.operation.kind not in ("norm", "map"):
+            raise ValueError(f"no activation follows {layer!r}")
+    assert step is not None
+    if not _called_once(graph, step):
+        raise ValueError(
+            f"the activation after {layer!r} ({step.name}) is no module of its own: it cannot be taken away"
+        )
+    return step
+
+
+def find_branch(graph: Graph, layers: Sequence[str]) -> tuple[Step, list[Step]]:
+    """Of a branch named by some of its layers: the last step, whose output goes into a sum and nowhere else,
+    and all steps that serve this branch alone, the last one included."""
+    if not layers:
+        raise ValueError("a branch to drop needs a layer")
+    last = max((_step(graph, layer) for layer in layers), key=graph.steps.index)
+    reader = _only_reader(graph, last)
+    tensors = len(reader.inputs) if reader is not None else 0
+    if reader is None or reader.operation.kind != "map" or reader.operation.product or tensors < 2:
+        raise ValueError(f"the output of {last.layer!r} does not go into a sum alone: it ends no branch")
+    branch = {last}
+    for step in reversed(graph.steps[: graph.steps.index(last)]):
+        readers = graph.readers.get(step, [])
+        if step.operation.kind != "input" and readers and all(other in branch for other in readers):
+            branch.add(step)
+    strangers = [layer for layer in layers if _step(graph, layer) not in branch]
+    if strangers:
+        raise ValueError(f"{strangers[0]!r} is not of the branch that ends in {last.layer!r}")
+    return last, [step for step in graph.steps if step in branch]
+
+
+def _drop(network: nn.Module, graph: Graph, layers: Sequence[str]) -> None:
+    last, branch = find_branch(graph, layers)
+    for step in branch:
+        if step is not last and _called_once(graph, step):
+            replace(network, step.layer, nn.Identity())
+    if not _called_once(graph, last):
+        raise ValueError(f"{last.layer!r} is called elsewhere too: its branch cannot be dropped")
+    replace(network, last.layer, Zero(last.shape[1], last.shape[2:]))
+
+
+@torch.no_grad()
+def _merge(network: nn.Module, graph: Graph, layers: Sequence[str]) -> None:
+    if len(layers) != 2:
+        raise ValueError(f"two layers can be merged, not {len(layers)}: {', '.join(layers)}")
+    first, second = (_step(graph, layer) for layer in layers)
+    between = _only_reader(graph, first)
+    while between is not None and between is not second:
+        if not between.operation.identity:
+            raise ValueError(
+                f"{between.name} lies between {layers[0]!r} and {layers[1]!r}: they cannot be merged"
+            )
+        between = _only_reader(graph, between)
+    if between is None:
+        raise ValueError(f"{layers[1]!r} is not the only reader of {layers[0]!r}: they cannot be merged")
+    if {first.operation.kind, second.operation.kind} != {"dense"}:
+        raise ValueError(f"{layers[0]!r} and {layers[1]!r} are not both linear maps")
+    one, two = first.module, second.module
+    if isinstance(one, nn.Linear) and isinstance(two, nn.Linear):
+        _merge_bias(one, two, two.weight)
+        two.weight = nn.Parameter(two.weight @ one.weight, requires_grad=two.weight.requires_grad)
+        two.in_features = one.in_features
+    elif isinstance(one, nn.Conv2d) and isinstance(two, nn.Conv2d):
+        _merge_convolutions(one, two, f"{layers[0]!r} and {layers[1]!r}")
+    else:
+        raise ValueError(f"{layers[0]!r} and {layers[1]!r} are not layers of the same class")
+    replace(network, first.layer, nn.Identity())
+
+
+def _merge_bias(one: nn.Linear | nn.Conv2d, two: nn.Linear | nn.Conv2d, matrix: Tensor) -> None:
+    """matrix: (outputs of two, outputs of one), the weight of two summed over its kernel."""
+    if one.bias is not None:
+        if two.bias is None:
+            add_bias(two)
+        assert two.bias is not None
+        two.bias += matrix @ one.bias
+
+
+def _is_pointwise(module: nn.Conv2d) -> bool:
+    return module.kernel_size == (1, 1) and not is_padded(module)
+
+
+def _merge_convolutions(one: nn.Conv2d, two: nn.Conv2d, names: str) -> None:
+    """The product convolution takes the place of `two`. Exact if `two` is 1×1, or if `one` is 1×1 without
+    stride and no zero padding of `two` can see its bias."""
+    if one.groups != 1 or two.groups != 1:
+        raise ValueError(f"{names} have groups: merging them is not supported")
+    if _is_pointwise(two):
+        matrix = two.weight[:, :, 0, 0]
+        weight = torch.einsum("om,mikl->oikl", matrix, one.weight)
+        _merge_bias(one, two, matrix)
+        two.stride = (one.stride[0] * two.stride[0], one.stride[1] * two.stride[1])
+        for word in (
+            "kernel_size",
+            "padding",
+            "dilation",
+            "padding_mode",
+            "_reversed_padding_repeated_twice",
+        ):
+            setattr(two, word, getattr(one, word))
+    elif _is_pointwise(one) and one.stride == (1, 1) and (one.bias is None or not is_padded(two)):
+        weight = torch.einsum("omkl,mi->oikl", two.weight, one.weight[:, :, 0, 0])
+        _merge_bias(one, two, two.weight.sum((2, 3)))
+    else:
+        raise ValueError(
+            f"the product of {names} is no convolution of one kernel: they cannot be merged exactly"
+        )
+    two.weight = nn.Parameter(weight, requires_grad=two.weight.requires_grad)
+    two.in_channels = one.in_channels

@@ -1,0 +1,74 @@
+"""From a plan to a compact network and the proof that it computes the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.compaction.architecture import Architecture, LayerChange
+from bench.compaction.graph import build_graph, fitting, plain_copy
+from bench.compaction.layers import change_layers
+from bench.compaction.liveness import balance, keep_one, needed_units, values
+from bench.compaction.rewrite import cut, fold_constants
+from bench.compaction.sites import check_plan, find_spaces, switch_off
+from bench.compaction.verify import Certificate, certify, masked_reference
+from methods.base import SparsityPlan
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """network: plain modules of the original classes, in eval mode, on the device and in the precision of the
+    original. collapsed: sites of which no unit was needed, where one stays so that the network still runs.
+    pinned: what kept the analysis from removing units, as `where: operation`."""
+
+    network: nn.Module
+    certificate: Certificate
+    architecture: Architecture
+    collapsed: tuple[str, ...]
+    pinned: tuple[str, ...]
+
+
+def compact(network: nn.Module, plan: SparsityPlan, example: Tensor, real: Tensor | None = None) -> Compacted:
+    """Removes what the plan switches off and all that is dead with it.
+
+    example: a batch of inputs (N, C, H, W). real: images to prove equality on, beside random ones. The
+    network is not changed. Raises ValueError where the plan does not fit the network, BadInput where the
+    network cannot be traced. A failed certificate is no exception: see `Compacted.certificate`.
+    """
+    reference = masked_reference(network, plan, example).cpu()
+    work = plain_copy(network, torch.float64)
+    sites = [space.site for space in find_spaces(build_graph(work, example))]
+    check_plan(work, sites, plan)
+    switch_off(work, sites, plan)
+    for action in plan.layer_actions:
+        change_layers(work, action.kind, action.layers, example)
+
+    graph = build_graph(work, example)
+    spaces = find_spaces(graph)
+    known = values(graph)
+    keep = needed_units(graph, known)
+    held = keep & ~needed_units(graph, known, fold_padded=True)
+    collapsed = keep_one(spaces, keep)
+    balance(graph, keep)
+    added = fold_constants(graph, keep, known)
+    cut(graph, keep)
+
+    first = next(network.parameters(), example)
+    delivered = plain_copy(work, first.dtype).to(first.device)
+    certificate = certify(
+        reference,
+        work,
+        delivered,
+        fitting(work, example),
+        real,
+        removed_units=sum(int((~keep[space.units]).sum()) for space in spaces),
+        kept_constant_units=sum(int(held[space.units].sum()) for space in spaces),
+    )
+    architecture = Architecture(
+        kept={space.site.name: keep[space.units].nonzero().flatten().tolist() for space in spaces},
+        added_biases=added,
+        layer_changes=tuple(LayerChange(kind=a.kind, layers=a.layers) for a in plan.layer_actions),
+    )
+    return Compacted(delivered, certificate, architecture, collapsed, graph.opaque)

@@ -1,0 +1,106 @@
+"""Cutting a network down to the units that are kept. Modules are changed in place and stay of their class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bench.compaction.graph import Graph, Step
+from bench.compaction.liveness import Values, rows_and_columns
+from bench.compaction.operations import Zero
+
+
+@torch.no_grad()
+def fold_constants(graph: Graph, keep: Tensor, known: Values) -> tuple[str, ...]:
+    """Adds what removed constant units contribute to the biases of their readers; the layers that got a bias
+    by it.
+
+    Before `cut`. Needs that every removed unit is zero, unread, or folds (see liveness).
+    """
+    added = []
+    for step in graph.producers():
+        module = step.module
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        source = step.inputs[0]
+        gone = ~keep[source.units] & known[source].isfinite() & (known[source] != 0)
+        if step.operation.kind == "depthwise" or not bool(gone.any()):
+            continue
+        _, total = rows_and_columns(module)
+        shift = total[:, gone] @ known[source][gone].to(total)
+        if not bool((shift != 0).any()):
+            continue
+        if module.bias is None:
+            add_bias(module)
+            added.append(step.layer)
+        assert module.bias is not None
+        module.bias += shift
+    return tuple(added)
+
+
+def add_bias(module: nn.Linear | nn.Conv2d) -> None:
+    """A bias of zeros, (outputs,)."""
+    module.bias = nn.Parameter(module.weight.detach().new_zeros(module.weight.shape[0]))
+
+
+@torch.no_grad()
+def cut(graph: Graph, keep: Tensor) -> None:
+    """Slices every parameter and buffer of the graph's modules to the kept units. The graph is stale
+    afterwards."""
+    for step in graph.steps:
+        module, kind = step.module, step.operation.kind
+        if kind in ("input", "opaque", "output") or module is None:
+            continue
+        out = keep[step.units]
+        if isinstance(module, nn.Linear):
+            _cut_linear(module, keep[step.inputs[0].units], out)
+        elif isinstance(module, nn.Conv2d):
+            _cut_convolution(step, module, keep[step.inputs[0].units], out)
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            for name, parameter in list(module.named_parameters()):
+                _replace(module, name, parameter[out])
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean, module.running_var = module.running_mean[out], module.running_var[out]
+            module.num_features = int(out.sum())
+        elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
+            _replace(module, "weight", module.weight[out])
+            module.num_parameters = int(out.sum())
+        elif isinstance(module, Zero):
+            module.channels = int(out.sum())
+
+
+def _replace(module: nn.Module, name: str, data: Tensor) -> None:
+    old = getattr(module, name)
+    setattr(module, name, nn.Parameter(data.clone(), requires_grad=old.requires_grad))
+
+
+def _cut_bias(module: nn.Linear | nn.Conv2d, out: Tensor) -> None:
+    if module.bias is not None:
+        _replace(module, "bias", module.bias[out])
+
+
+def _cut_linear(module: nn.Linear, inputs: Tensor, out: Tensor) -> None:
+    if not (bool(inputs.all()) and bool(out.all())):
+        _replace(module, "weight", module.weight[out][:, inputs])
+        _cut_bias(module, out)
+    module.in_features, module.out_features = int(inputs.sum()), int(out.sum())
+
+
+def _cut_convolution(step: Step, module: nn.Conv2d, inputs: Tensor, out: Tensor) -> None:
+    if step.operation.kind == "depthwise":
+        weight, groups = module.weight[out], int(out.sum())
+    else:
+        blocks = []
+        sides = zip(
+            module.weight.chunk(module.groups),
+            inputs.chunk(module.groups),
+            out.chunk(module.groups),
+            strict=True,
+        )
+        for block, columns, rows in sides:
+            if bool(rows.any()):
+                blocks.append(block[rows][:, columns])
+        weight, groups = torch.cat(blocks), len(blocks)
+    _replace(module, "weight", weight)
+    _cut_bias(module, out)
+    module.groups, module.in_channels, module.out_channels = groups, int(inputs.sum()), int(out.sum())

@@ -1,0 +1,139 @@
+"""Sites: the channel spaces of a network whose units may be switched off and removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.compaction.graph import Graph, Step, build_graph, plain_copy
+from bench.errors import nearest
+from methods.base import Site, SparsityPlan
+
+
+@dataclass(frozen=True)
+class Space:
+    """A site and the units of the graph that it is made of, (size,) int64."""
+
+    site: Site
+    units: Tensor
+
+
+def find_sites(network: nn.Module, example: Tensor) -> list[Site]:
+    """The sites of any fx-traceable network, in the order of execution of their first producers.
+
+    example: a batch of inputs (N, C, H, W). The network is not changed. Units of the input, of the output and
+    of operations the analysis does not know make no site. Raises BadInput where the network cannot be traced.
+    """
+    return [space.site for space in find_spaces(build_graph(plain_copy(network), example))]
+
+
+def find_spaces(graph: Graph) -> list[Space]:
+    groups: dict[tuple[int, ...], list[Step]] = {}
+    for step in graph.producers():
+        if not bool(graph.pinned[step.units].any()):
+            groups.setdefault(tuple(step.units.tolist()), []).append(step)
+    return [_space(graph, producers) for producers in groups.values()]
+
+
+def norm_after(graph: Graph, step: Step) -> Step | None:
+    """The normalisation that ends the affine chain of a producer: nobody else reads what lies between."""
+    while True:
+        readers = graph.readers.get(step, [])
+        if len(readers) != 1:
+            return None
+        step = readers[0]
+        if step.operation.kind == "norm":
+            return step
+        if not step.operation.identity:
+            return None
+
+
+def _space(graph: Graph, producers: list[Step]) -> Space:
+    units = producers[0].units
+    member = torch.zeros(len(graph.pinned), dtype=torch.bool)
+    member[units] = True
+    norms, ends = [], []
+    for producer in producers:
+        norm = norm_after(graph, producer)
+        norms += [norm.layer] if norm else []
+        ends.append(norm.layer if norm else producer.layer)
+    readers = [
+        step
+        for step in graph.producers()
+        if step not in producers and any(bool(member[source.units].any()) for source in step.inputs)
+    ]
+    parameters = macs = 0.0
+    for step in graph.steps:
+        made, read = _cost(step, member, step in producers, step in readers)
+        parameters, macs = parameters + made, macs + read
+    site = Site(
+        name=producers[0].layer,
+        size=len(units),
+        kind="stream" if bool(graph.coupled[units].any()) else "inner",
+        producers=tuple(step.layer for step in producers),
+        norms=tuple(norms),
+        ends=tuple(ends),
+        readers=tuple(step.layer for step in readers),
+        parameters_per_unit=parameters / len(units),
+        macs_per_unit=macs / len(units),
+    )
+    return Space(site, units)
+
+
+def _cost(step: Step, member: Tensor, produces: bool, reads: bool) -> tuple[float, float]:
+    """Parameters and MACs of one image that the units of a space cost together in one step."""
+    module = step.module
+    if step.operation.kind == "norm" or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
+        assert module is not None
+        each = sum(p.numel() for p in module.parameters()) / len(step.units)
+        return each * int(member[step.units].sum()), 0.0
+    if not (produces or reads):
+        return 0.0, 0.0
+    assert isinstance(module, nn.Linear | nn.Conv2d)
+    share = member[step.units if produces else step.inputs[0].units].double().mean().item()
+    weights = module.weight.numel() * share
+    places = 1
+    for size in step.shape[2:]:
+        places *= size
+    biases = len(step.units) if produces and module.bias is not None else 0
+    return weights + biases, weights * places
+
+
+def check_plan(network: nn.Module, sites: list[Site], plan: SparsityPlan) -> None:
+    """Raises ValueError where the plan does not fit the network."""
+    sizes = {site.name: site.size for site in sites}
+    for name, kept in plan.kept.items():
+        if name not in sizes:
+            raise ValueError(f"the plan names the site {name!r}, which there is not{nearest(name, sizes)}")
+        _check_mask(f"the mask of site {name!r}", kept, (sizes[name],))
+    parameters = dict(network.named_parameters())
+    for name, mask in plan.weight_masks.items():
+        if name not in parameters:
+            raise ValueError(
+                f"the plan masks the parameter {name!r}, which there is not{nearest(name, parameters)}"
+            )
+        _check_mask(f"the mask of parameter {name!r}", mask, tuple(parameters[name].shape))
+
+
+def _check_mask(what: str, mask: Tensor, shape: tuple[int, ...]) -> None:
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise ValueError(f"{what} is {mask.dtype} {tuple(mask.shape)}; torch.bool {shape} is needed")
+
+
+@torch.no_grad()
+def switch_off(network: nn.Module, sites: list[Site], plan: SparsityPlan) -> None:
+    """Sets the units that are off to zero in the weights of `network` (rows of the producers, their biases,
+    scale and shift of the normalisations) and applies the weight masks. Off means: zero after the affine
+    chain."""
+    parameters = dict(network.named_parameters())
+    for name, mask in plan.weight_masks.items():
+        parameters[name].mul_(mask.to(parameters[name]))
+    for site in sites:
+        if site.name not in plan.kept:
+            continue
+        off = ~plan.kept[site.name].cpu()
+        for layer in (*site.producers, *site.norms):
+            for parameter in network.get_submodule(layer).parameters(recurse=False):
+                parameter[off] = 0.0

@@ -1,0 +1,170 @@
+"""The proof: a masked reference that shares nothing with the rewriting, and the compact network measured
+against it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.compaction.graph import build_graph, plain_copy
+from bench.compaction.layers import find_activation, find_branch
+from bench.compaction.sites import check_plan, find_spaces
+from methods.base import SparsityPlan
+
+FLOAT64_BOUND = 1e-9
+FLOAT32_BOUND = 1e-4
+TIE = 1e-5
+"""Two logits closer than this, relative to the largest of the image, are a tie: float32 does not order
+them."""
+
+_RANDOM_IMAGES = 8
+_RANDOM_SCALES = (1.0, 5.0)
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Compact against masked reference. difference_*: max |Δ| over max |output| of the reference.
+    removed_units: of all sites. kept_constant_units: constant units that stay because zero padding surrounds
+    what they feed. reason: why it did not pass."""
+
+    passed: bool
+    difference_float64: float
+    difference_float32: float
+    removed_units: int
+    kept_constant_units: int
+    reason: str = ""
+
+
+class _MaskUnits:
+    """A forward hook that multiplies dim 1 of the output by a mask of zeros and ones."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        self.mask = self.mask.to(output)
+        return output * self.mask.view(1, -1, *[1] * (output.ndim - 2))
+
+
+class _Erase:
+    """A forward hook that multiplies the output by zero."""
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * 0.0
+
+
+class _PassThrough:
+    """A forward hook that gives the input back."""
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return inputs[0]
+
+
+def masked_reference(network: nn.Module, plan: SparsityPlan, example: Tensor) -> nn.Module:
+    """A deep copy of `network` in eval mode, of full size, that computes what the plan means.
+
+    Units that are off are multiplied by zero at the ends of their site, masked weights are zero, dropped
+    branches are multiplied by zero, linearised activations give their input back. Raises ValueError where the
+    plan does not fit.
+    """
+    graph = build_graph(plain_copy(network), example)
+    sites = [space.site for space in find_spaces(graph)]
+    check_plan(network, sites, plan)
+    reference = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        for name, parameter in reference.named_parameters():
+            if name in plan.weight_masks:
+                parameter.mul_(plan.weight_masks[name].to(parameter))
+    for site in sites:
+        if site.name in plan.kept:
+            for end in site.ends:
+                mask = plan.kept[site.name].detach().clone()
+                reference.get_submodule(end).register_forward_hook(_MaskUnits(mask))
+    for action in plan.layer_actions:
+        if action.kind == "linearise":
+            for layer in action.layers:
+                activation: Any = reference.get_submodule(find_activation(graph, layer).layer)
+                activation.inplace = False
+                activation.register_forward_hook(_PassThrough())
+        elif action.kind == "drop":
+            reference.get_submodule(find_branch(graph, action.layers)[0].layer).register_forward_hook(
+                _Erase()
+            )
+    return reference
+
+
+@torch.no_grad()
+def difference(reference: nn.Module, compact: nn.Module, batches: Iterable[Tensor]) -> float:
+    """max |reference − compact| over max |reference|, over all batches. Infinite where an output is not
+    finite."""
+    largest = scale = 0.0
+    for batch in batches:
+        expected, got = reference(batch), compact(batch)
+        if expected.shape != got.shape:
+            raise ValueError(
+                f"the compact network gives {tuple(got.shape)}, the reference {tuple(expected.shape)}"
+            )
+        if not bool(expected.isfinite().all() & got.isfinite().all()):
+            return float("inf")
+        largest = max(largest, (expected - got).abs().max().item())
+        scale = max(scale, expected.abs().max().item())
+    return largest / scale if scale > 0 else largest
+
+
+def certify(
+    reference: nn.Module,
+    compact_float64: nn.Module,
+    compact: nn.Module,
+    example: Tensor,
+    real: Tensor | None,
+    removed_units: int,
+    kept_constant_units: int,
+) -> Certificate:
+    """Compares in float64, which proves the rewriting, and in float32, which proves what is delivered.
+
+    reference, compact: on the CPU, in the precision of the network. Random inputs of the example's shape are
+    always compared, `real` (N, C, H, W) beside them.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (_RANDOM_IMAGES, *example.shape[1:])
+    batches = [
+        scale * torch.randn(shape, generator=generator, dtype=torch.float64) for scale in _RANDOM_SCALES
+    ]
+    if real is not None:
+        batches += list(real.detach().cpu().double().split(_CHUNK))
+    try:
+        exact = difference(copy.deepcopy(reference).double(), compact_float64, batches)
+        singles = [batch.float() for batch in batches]
+        single = difference(copy.deepcopy(reference).float(), copy.deepcopy(compact).cpu().float(), singles)
+    except Exception as error:
+        reason = f"the compact network does not run: {' '.join(str(error).split())[:300]}"
+        return Certificate(False, float("inf"), float("inf"), removed_units, kept_constant_units, reason)
+    faults = [
+        f"{precision} differs by {value:.2g} of the output scale (bound {bound:g})"
+        for precision, value, bound in (
+            ("float64", exact, FLOAT64_BOUND),
+            ("float32", single, FLOAT32_BOUND),
+        )
+        if not value <= bound
+    ]
+    return Certificate(not faults, exact, single, removed_units, kept_constant_units, "; ".join(faults))
+
+
+@torch.inference_mode()
+def top1_changes(reference: nn.Module, compact: nn.Module, batches: Iterable[Tensor]) -> tuple[int, int]:
+    """Images whose top-1 class differs between two networks in eval mode, ties apart, and images seen."""
+    changes = images = 0
+    for batch in batches:
+        expected, got = reference(batch), compact(batch)
+        first = expected.gather(1, expected.argmax(1, keepdim=True))
+        second = expected.gather(1, got.argmax(1, keepdim=True))
+        tie = TIE * expected.abs().amax(1, keepdim=True)
+        changes += int((first - second > tie).sum())
+        images += len(batch)
+    return changes, images
