@@ -1,0 +1,57 @@
+"""Units removed at random: what a criterion has to be better than.
+
+Mittal et al., Recovering from Random Pruning, arXiv 1801.10447; as the sanity check of any criterion also Su
+et al., arXiv 2009.11094. The order of removal is drawn once per site, without regard to the strength: what a
+weak pruning removes is a part of what a stronger one removes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Site, SparsityPlan, StepContext, Traits
+from methods.finetuning import FinetunedMethod
+from methods.ranking import removed_count
+
+
+class RandomUnits(FinetunedMethod):
+    """floor(strength · size) units of every site, uniformly at random; then fine-tuning."""
+
+    name = "random"
+    title = "Random units"
+    paper = "Mittal et al. 2018, Recovering from Random Pruning, arXiv 1801.10447"
+    strengths = (0.5, 0.75, 0.85, 0.9)
+    strength_meaning = "The fraction of every site's units that is removed."
+
+    order: dict[str, Tensor]
+    """Site → int64 (size,): the units in the order in which they go."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(granularity="unit", strength="ratio", trains_once=self.config.finetune == 0)
+
+    def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
+        super().attach(network, sites, context)
+        self.order = {
+            site.name: torch.randperm(site.size, generator=context.generator, device=context.generator.device)
+            for site in sites
+        }
+
+    def select(self, strength: float) -> SparsityPlan:
+        kept = {}
+        for site in self.sites:
+            order = self.order[site.name]
+            kept[site.name] = torch.ones_like(order, dtype=torch.bool)
+            kept[site.name][order[: removed_count(strength, site.size)]] = False
+        return SparsityPlan(kept=kept)
+
+    def state_dict(self) -> dict[str, Tensor | float | int | str]:
+        return super().state_dict() | {f"order/{name}": order for name, order in self.order.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.order = {name: state[f"order/{name}"].to(order.device) for name, order in self.order.items()}
