@@ -267,9 +267,8 @@ def suite_records(
                     )
                     collapsed = label == "random" and strength > 0.95
                     accuracy = 0.11 + 0.01 * seed if collapsed else base - drop
-                    point = point_record(
-                        train, strength, accuracy, keep=(1 - strength) * noise.uniform(0.95, 1)
-                    )
+                    keep = 1.0 if label == "dense" else (1 - strength) * noise.uniform(0.95, 1)
+                    point = point_record(train, strength, accuracy, keep)
                     records.append(point)
                     if measured:
                         records.append(measure_record(point))

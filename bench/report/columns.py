@@ -1,0 +1,167 @@
+"""The columns of the leaderboard: what they are called, how they read and what they mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+NONE = "—"
+"""What a cell shows that has no number."""
+
+
+class Column(NamedTuple):
+    """key: in the DataFrame and the CSV; header: in tables for people; meaning: one sentence; show: a row →
+    its text."""
+
+    key: str
+    header: str
+    meaning: str
+    show: Callable[[Mapping[Any, Any]], str]
+
+
+def number(value: Any, form: str) -> str:
+    """`value` in the format `form`, with a real minus sign; `—` where it is missing."""
+    if value is None or value != value:
+        return NONE
+    return format(value, form).replace("-", "−")
+
+
+def percent(mean: Any, half_width: Any, sign: str = "") -> str:
+    """A fraction and its half-width as percent, `97.42 ± 0.31`; `± —` where one seed gives no interval."""
+    if mean is None or mean != mean:
+        return NONE
+    return f"{number(100 * mean, sign + '.2f')} ± {number(100 * half_width, '.2f')}"
+
+
+def ratio(value: Any) -> str:
+    """With three digits, as far as a ratio of costs is worth reading."""
+    if value is None or value != value:
+        return NONE
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.2f}×" if value < 10 else f"{value:.1f}×" if value < 100 else f"{value:,.0f}×"
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("label", "method", "The method, as the suite calls this entry.", lambda row: str(row["label"])),
+    Column(
+        "strength",
+        "strength",
+        "How strongly it sparsifies; what the number means is the method's own (for most, the fraction "
+        "removed).",
+        lambda row: number(row["strength"], "g"),
+    ),
+    Column(
+        "granularity",
+        "removes",
+        "What it takes away: single weights, units (neurons, channels), whole layers, or nothing.",
+        lambda row: str(row["granularity"]),
+    ),
+    Column(
+        "seeds",
+        "seeds",
+        "How many seeds gave a result; every seed has its own data order and initial weights, the same for "
+        "all methods.",
+        lambda row: number(row["seeds"], "d"),
+    ),
+    Column(
+        "test_accuracy",
+        "test accuracy, %",
+        "Of the compact network on the test split, mean over seeds ± half the 95 % t-interval.",
+        lambda row: percent(row["test_accuracy"], row["test_accuracy_half_width"]),
+    ),
+    Column(
+        "delta",
+        "Δ to dense, points",
+        "Test accuracy less that of the dense network of the same seed, mean ± half the 95 % t-interval, in "
+        "percentage points.",
+        lambda row: percent(row["delta"], row["delta_half_width"], "+"),
+    ),
+    Column(
+        "parameters",
+        "parameters",
+        "Of the network that is left once the removed units are physically gone, mean over seeds.",
+        lambda row: number(row["parameters"], ",.0f"),
+    ),
+    Column(
+        "parameters_ratio",
+        "fewer parameters",
+        "Parameters of the dense network over those of the compact one.",
+        lambda row: ratio(row["parameters_ratio"]),
+    ),
+    Column(
+        "nonzero_ratio",
+        "fewer non-zeros",
+        "Non-zero parameters of the dense network over those of the compact one; more than the parameters "
+        "only where single weights were zeroed, which saves nothing without a sparse format.",
+        lambda row: ratio(row["nonzero_ratio"]),
+    ),
+    Column(
+        "macs",
+        "MACs",
+        "Multiply-accumulates of convolutions and linear layers for one image, normalisation folded (FLOPs "
+        "= 2 × MACs), mean over seeds.",
+        lambda row: number(row["macs"], ",.0f"),
+    ),
+    Column(
+        "macs_ratio",
+        "fewer MACs",
+        "MACs of the dense network over those of the compact one; a count, not a time.",
+        lambda row: ratio(row["macs_ratio"]),
+    ),
+    Column(
+        "speedup",
+        "faster",
+        "Measured: median latency of the dense network over that of the compact one, interleaved in one "
+        "process on the named device, at batch size N; median over seeds.",
+        lambda row: ratio(row["speedup"]),
+    ),
+    Column(
+        "budget",
+        "epochs",
+        "The whole training budget in epochs (pretraining, sparsifying, fine-tuning), the same for all "
+        "methods.",
+        lambda row: number(row["budget"], "d"),
+    ),
+    Column(
+        "failures",
+        "failures",
+        "How many seeds gave no result, and why; they are not part of the means.",
+        lambda row: row["failures"] or "",
+    ),
+)
+"""In the order they are shown; `speedup` stands for one column per shown batch size."""
+
+
+def meanings() -> str:
+    """The columns and their meanings as a Markdown list, for the README."""
+    return "".join(
+        f"- **{column.header + (', batch N' if column.key == 'speedup' else '')}** — {column.meaning}\n"
+        for column in COLUMNS
+    )
+
+
+def batches(keys: Any) -> list[int]:
+    """The batch sizes that a table has speedups for, ascending."""
+    found = (re.fullmatch(r"speedup_b(\d+)", str(key)) for key in keys)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def shown_columns(keys: Any) -> list[Column]:
+    """`COLUMNS` with the speedup at the smallest and at the largest measured batch size in its place."""
+    columns: list[Column] = []
+    measured = batches(keys)
+    for column in COLUMNS:
+        if column.key != "speedup":
+            columns.append(column)
+            continue
+        for batch in sorted({*measured[:1], *measured[-1:]}):
+            key = f"speedup_b{batch}"
+            columns.append(Column(key, f"faster, batch {batch}", column.meaning, _show_ratio(key)))
+    return columns
+
+
+def _show_ratio(key: str) -> Callable[[Mapping[Any, Any]], str]:
+    return lambda row: ratio(row[key])

@@ -1,0 +1,48 @@
+"""Which rows are the same question asked with several seeds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+QUESTION = ["dataset", "network", "label"]
+"""What a row of a table is about, next to its strength, once labels are distinct."""
+
+_VARIANT = ["method", "dataset_fingerprint", "protocol_version", "recipe", "config"]
+
+
+def distinct_labels(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """A copy of a point frame in which a label of a network names one method, config, recipe, data and
+    protocol.
+
+    Where one label stands for several, what tells them apart is appended (`magnitude [epochs=20]`): numbers
+    of two protocols or budgets never share a row.
+    """
+    frame = frame.copy()
+    for name in {*QUESTION, *_VARIANT} & set(frame.columns):
+        frame[name] = frame[name].astype("object")
+    for _, group in frame.groupby(QUESTION, sort=True):
+        variants = group[_VARIANT].drop_duplicates()
+        if len(variants) == 1:
+            continue
+        settings = [_settings(row) for row in variants.to_dict("records")]
+        names = sorted({name for one in settings for name in one})
+        differing = [name for name in names if len({json.dumps(one.get(name)) for one in settings}) > 1]
+        for one, row in zip(settings, variants.itertuples(index=False), strict=True):
+            same = (group[_VARIANT] == list(row)).all(axis=1)
+            told = ", ".join(f"{name}={one[name]}" for name in differing if name in one)
+            frame.loc[group.index[same], "label"] = group["label"].iloc[0] + f" [{told}]"
+    return frame
+
+
+def _settings(row: dict[Any, Any]) -> dict[str, Any]:
+    """Every setting of a variant under one flat name."""
+    flat = {
+        "method": row["method"],
+        "data": row["dataset_fingerprint"],
+        "protocol": int(row["protocol_version"]),
+    }
+    return flat | json.loads(row["recipe"]) | json.loads(row["config"])

@@ -1,0 +1,158 @@
+"""The leaderboard: one row per data set, network, method and strength, over its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.records.files import write_atomically
+from bench.report.columns import batches, shown_columns
+from bench.report.groups import QUESTION, distinct_labels
+from bench.report.sidecar import write_sidecar
+from bench.statistics.intervals import paired_difference, t_interval
+
+if TYPE_CHECKING:
+    import pandas
+
+_WORKLOAD = ["dataset", "dataset_fingerprint", "network", "protocol_version", "recipe"]
+
+
+def leaderboard(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Summarise a point frame (`bench.read_results(directory)`, or any selection of its rows).
+
+    Rows are sorted by data set and network; the dense network comes first, then methods by label and
+    strength. Accuracies are fractions; `*_half_width` is half a 95 % interval, NaN for a single seed.
+    `speedup_b<N>` is the median over seeds of the measured speedup at batch size N. `bench.report.columns`
+    says what every column means.
+    """
+    import pandas
+
+    frame = distinct_labels(frame)
+    reference = _dense_accuracy(frame)
+    rows = [
+        _row(dict(zip([*QUESTION, "strength"], key, strict=True)), group, reference)
+        for key, group in frame.groupby([*QUESTION, "strength"], sort=True, dropna=False)
+    ]
+    rows.sort(key=lambda row: (row["dataset"], row["network"], row["method"] != "dense", row["label"]))
+    speedups = [f"speedup_b{batch}" for batch in batches(frame.columns)]
+    types = {name: "Int64" for name in ("seeds", "failed", "delta_pairs", "budget", "protocol_version")}
+    board = pandas.DataFrame(rows, columns=[*_NAMES, *speedups, "latency_device"])
+    return board.astype(types)
+
+
+_NAMES = [
+    "dataset",
+    "network",
+    "label",
+    "method",
+    "granularity",
+    "strength",
+    "seeds",
+    "failed",
+    "failures",
+    "test_accuracy",
+    "test_accuracy_half_width",
+    "delta",
+    "delta_half_width",
+    "delta_pairs",
+    "parameters",
+    "parameters_ratio",
+    "nonzero_ratio",
+    "macs",
+    "macs_ratio",
+    "step_ms",
+    "budget",
+    "protocol_version",
+]
+
+
+def _row(
+    row: dict[str, Any], group: pandas.DataFrame, reference: dict[tuple[Any, ...], dict[int, float]]
+) -> dict[str, Any]:
+    done, first = group[group["status"] == "done"], group.iloc[0]
+    accuracy = {
+        int(seed): float(value) for seed, value in zip(done["seed"], done["test_accuracy"], strict=True)
+    }
+    interval = t_interval(accuracy.values())
+    dense = reference.get(tuple(first[_WORKLOAD]), {})
+    delta = paired_difference(accuracy, {} if first["method"] == "dense" else dense)
+    kinds = Counter(group.loc[group["status"] == "failed", "failure"].astype("object"))
+    failed = sum(kinds.values())
+    means = {name: _mean(done[name]) for name in ("parameters", "macs", "nonzero", "step_ms")}
+    row |= {
+        "method": first["method"],
+        "granularity": str(first["granularity"]),
+        "seeds": len(done),
+        "failed": failed,
+        "failures": f"{failed} of {len(group)} failed: {', '.join(sorted(kinds))}" if failed else "",
+        "test_accuracy": interval.mean,
+        "test_accuracy_half_width": interval.half_width,
+        "delta": delta.mean,
+        "delta_half_width": delta.half_width,
+        "delta_pairs": delta.n,
+        **means,
+        "budget": json.loads(first["recipe"]).get("epochs"),
+        "protocol_version": first["protocol_version"],
+        "latency_device": next(iter(done["latency_device"].dropna().astype("object")), None),
+    }
+    for name in ("parameters", "nonzero", "macs"):  # of the mean, so that a row agrees with itself
+        row[f"{name}_ratio"] = _mean(done[f"dense_{name}"]) / means[name] if means[name] else float("inf")
+    for batch in batches(group.columns):
+        row[f"speedup_b{batch}"] = float(done[f"speedup_b{batch}"].median())
+    return row
+
+
+def _dense_accuracy(frame: pandas.DataFrame) -> dict[tuple[Any, ...], dict[int, float]]:
+    """Workload → seed → test accuracy of the dense network (of its first entry, should a suite have
+    several)."""
+    dense = frame[(frame["method"] == "dense") & (frame["status"] == "done")].sort_values(
+        "label", kind="stable"
+    )
+    found: dict[tuple[Any, ...], dict[int, float]] = {}
+    for row in dense.to_dict("records"):
+        seeds = found.setdefault(tuple(row[name] for name in _WORKLOAD), {})
+        seeds.setdefault(int(row["seed"]), float(row["test_accuracy"]))
+    return found
+
+
+def _mean(column: pandas.Series) -> float:
+    return (
+        float(column.to_numpy(dtype="float64", na_value=float("nan")).mean()) if len(column) else float("nan")
+    )
+
+
+def to_markdown(board: pandas.DataFrame) -> str:
+    """One table per data set and network, with the device its latency was measured on."""
+    columns = shown_columns(board.columns)
+    parts = []
+    for (dataset, network), rows in board.groupby(["dataset", "network"], sort=True):
+        lines = [f"### {dataset} · {network}", ""]
+        lines.append("| " + " | ".join(column.header for column in columns) + " |")
+        lines.append("| " + " | ".join("---" if column.key in _TEXT else "---:" for column in columns) + " |")
+        for row in rows.to_dict("records"):
+            lines.append("| " + " | ".join(column.show(row).replace("|", "\\|") for column in columns) + " |")
+        devices = sorted(rows["latency_device"].dropna().unique())
+        lines += ["", latency_note(devices)]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def latency_note(devices: list[str]) -> str:
+    """Where the speedups come from, in one line."""
+    return f"Speedups measured on: {', '.join(devices)}." if devices else "Latency was not measured."
+
+
+_TEXT = {"label", "granularity", "failures"}
+
+
+def write_leaderboard(frame: pandas.DataFrame, directory: Path) -> dict[str, Path]:
+    """Write `leaderboard.md`, `.csv` and the sidecar `.json` to `directory`. The same records give the same
+    bytes."""
+    board = leaderboard(frame)
+    paths = {suffix: directory / f"leaderboard.{suffix}" for suffix in ("md", "csv", "json")}
+    write_atomically(paths["md"], to_markdown(board).encode())
+    write_atomically(paths["csv"], board.to_csv(index=False, lineterminator="\n").encode())
+    write_sidecar(paths["json"], frame, view="leaderboard")
+    return paths
