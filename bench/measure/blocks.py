@@ -31,8 +31,8 @@ class PairedSamples:
 
 
 def warm_up(sample: Sampler, protocol: LatencyProtocol, now: Now = time.perf_counter) -> bool:
-    """Call until the times settle (see LatencyProtocol). False if they still moved when the cap was reached; a
-    network too slow to tell by then passes, since the spread of its blocks will tell.
+    """Call until the times settle (see LatencyProtocol). False if they still moved when the cap was reached;
+    a network too slow to tell by then passes, since the spread of its blocks will tell.
 
     The first call is not on the clock: it loads libraries and tries algorithms."""
     window = max(1, protocol.warmup_calls // 2)

@@ -63,14 +63,15 @@ def refuse_unless_plain(network: nn.Module) -> None:
 
 
 def settings(device: torch.device) -> dict[str, Any]:
-    """Flags and state that move latencies, as they are now: threads and load of the host, precision of
-    float32 products, and for CUDA the choices of cuDNN (`cudnn_benchmark` as the caller left it; it is on
-    while timing)."""
+    """Flags and state that move latencies, as they are now: threads and load of the host, how float32
+    products are computed on `device` (torch's word, `none` means in full), and for CUDA the choices of cuDNN
+    (`cudnn_benchmark` as the caller left it; it is on while timing)."""
+    # The older getters (allow_tf32, get_float32_matmul_precision) raise once the newer flags have been used.
     found: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "interop_threads": torch.get_num_interop_threads(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul": torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
         "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
         "governor": _system_file("cpu0/cpufreq/scaling_governor"),
         "boost": _system_file("cpufreq/boost"),
@@ -78,6 +79,7 @@ def settings(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         found |= {
+            "float32_matmul": torch.backends.cuda.matmul.fp32_precision,
             "tf32_matmul": torch.backends.cuda.matmul.fp32_precision == "tf32",
             "tf32_convolution": torch.backends.cudnn.conv.fp32_precision == "tf32",  # type: ignore[attr-defined]
             "cudnn_enabled": torch.backends.cudnn.enabled,

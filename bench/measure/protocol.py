@@ -18,10 +18,10 @@ class LatencyProtocol(BaseModel):
 
     blocks: pairs of a dense and a compact block, each of at least block_seconds and block_samples. Warm-up of
     a network ends when it has had warmup_calls and warmup_seconds and the medians of its last two windows
-    differ by at most warmup_tolerance, or at warmup_cap seconds. spread_limit: if the block medians
-    of a network range over more than this share of their median, the blocks are measured again, at most
-    `retries` times; a result that stays so, or whose warm-up did not settle, is marked `unstable`. fp32 follows the caller's TF32 flags (see
-    `latency.settings`).
+    differ by at most warmup_tolerance, or at warmup_cap seconds. spread_limit: if the block medians of a
+    network range over more than this share of their median, the blocks are measured again, at most `retries`
+    times; a result that stays so, or whose warm-up did not settle, is marked `unstable`. fp32 follows the
+    caller's TF32 flags (see `latency.settings`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v2, resnet18
+from torchvision.models import resnet18
 
 from bench.errors import CellFailed
 from bench.measure import macs, size
@@ -38,11 +38,8 @@ def test_depthwise_and_dilation() -> None:
     assert count_macs(network, torch.randn(1, 6, 4, 4)) == 6 * 16 * 9 + 5 * 16 * 6
 
 
-@pytest.mark.parametrize(
-    ("build", "expected"), [(resnet18, 1_813_561_344 + 512_000), (mobilenet_v2, 300_774_272)]
-)
-def test_macs_of_known_networks(build: type[nn.Module], expected: int) -> None:
-    assert count_macs(build(), torch.zeros(1, 3, 224, 224)) == expected
+def test_macs_of_a_known_network() -> None:
+    assert count_macs(resnet18(), torch.zeros(1, 3, 224, 224)) == 1_813_561_344 + 512_000
 
 
 def test_counting_leaves_the_network_alone(recwarn: pytest.WarningsRecorder) -> None:
@@ -91,7 +88,9 @@ def test_sizes_by_hand() -> None:
     parameters = 54 + 3 + 3 + 3 + 6
     assert size.parameters(network) == parameters
     assert size.nonzero(network) == 54 + 3 + 5  # biases of convolution and normalisation start at zero
-    assert size.weight_bytes(network) == 4 * (parameters + 3 + 3) + 8  # running mean and variance, batch counter
+    assert (
+        size.weight_bytes(network) == 4 * (parameters + 3 + 3) + 8
+    )  # running mean and variance, batch counter
 
 
 def test_shared_weights_count_once() -> None:
