@@ -25,7 +25,7 @@ def collect(package: str, table: str) -> dict[str, Any]:
         try:
             module = importlib.import_module(f"{package}.{info.name}")
         except Exception as error:
-            raise BadInput(f"{where}: does not import ({first_line(error)})") from error
+            raise BadInput(f"{where}: does not import ({in_one_line(error)})") from error
         entries = getattr(module, table, None)
         if not isinstance(entries, dict):
             raise BadInput(f"{where}: has no dict {table!r}")
@@ -36,7 +36,7 @@ def collect(package: str, table: str) -> dict[str, Any]:
     return found
 
 
-def first_line(error: BaseException) -> str:
-    """Type and first line of an error, for messages that must stay one line."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+def in_one_line(error: BaseException) -> str:
+    """Type and text of an error, at most 200 characters of it, for messages that must stay one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

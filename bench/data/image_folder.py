@@ -10,7 +10,7 @@ from PIL import Image
 from bench.data.arrays import checked
 from bench.data.split import RawData
 from bench.errors import BadInput
-from bench.folder import first_line
+from bench.folder import in_one_line
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 GREY, COLOUR = frozenset({"1", "L", "LA"}), frozenset({"P", "RGB", "RGBA", "CMYK", "YCbCr"})
@@ -73,7 +73,7 @@ def _common_mode(paths: list[Path], folder: Path) -> str:
             with Image.open(path) as image:
                 here, mode = image.size, image.mode
         except Exception as error:
-            raise BadInput(f"{path}: is not a readable image ({first_line(error)})") from error
+            raise BadInput(f"{path}: is not a readable image ({in_one_line(error)})") from error
         if mode not in GREY | COLOUR:
             raise BadInput(f"{path}: has pixels of kind {mode!r}, must be 8 bits a channel, grey or colour")
         size = size or here
@@ -90,4 +90,4 @@ def _pixels(path: Path, mode: str) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert(mode))
     except Exception as error:
-        raise BadInput(f"{path}: is not a readable image ({first_line(error)})") from error
+        raise BadInput(f"{path}: is not a readable image ({in_one_line(error)})") from error

@@ -12,7 +12,7 @@ import numpy as np
 from bench.data.arrays import KEYS, checked
 from bench.data.split import RawData
 from bench.errors import BadInput
-from bench.folder import first_line
+from bench.folder import in_one_line
 
 LAYOUT = "x_train (N,H,W) or (N,H,W,C) uint8, y_train, x_test, y_test"
 
@@ -29,7 +29,7 @@ def read_npz(path: Path, classes: int | None = None, augment: bool = False) -> R
     try:
         archive = np.load(path, allow_pickle=False)
     except _DAMAGE as error:
-        raise BadInput(f"{path}: is not a readable .npz file ({first_line(error)})") from error
+        raise BadInput(f"{path}: is not a readable .npz file ({in_one_line(error)})") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise BadInput(f"{path}: is not a readable .npz file (it holds a single array)")
     with archive:
@@ -53,4 +53,4 @@ def _read(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     try:
         return np.asarray(archive[key])
     except _DAMAGE as error:
-        raise BadInput(f"{path}: {key} cannot be read ({first_line(error)})") from error
+        raise BadInput(f"{path}: {key} cannot be read ({in_one_line(error)})") from error

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bench.errors import BadInput, nearest
-from bench.folder import collect, first_line
+from bench.folder import collect, in_one_line
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 """(input_shape (C, H, W), classes) → network: float (N, C, H, W) → logits (N, classes)."""
@@ -39,7 +39,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
         raise BadInput(f"network {name!r}: {error}") from error
     except Exception as error:
         raise BadInput(
-            f"network {name!r}: cannot be built for {_words(input_shape)} ({first_line(error)})"
+            f"network {name!r}: cannot be built for {_words(input_shape)} ({in_one_line(error)})"
         ) from error
     if not isinstance(network, nn.Module):
         raise BadInput(
@@ -61,7 +61,7 @@ def _imported(name: str) -> Factory:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise BadInput(f"network {name!r}: {module_name!r} does not import ({first_line(error)})") from error
+        raise BadInput(f"network {name!r}: {module_name!r} does not import ({in_one_line(error)})") from error
     finally:
         sys.path.remove(os.getcwd())
     factory = getattr(module, attribute, None)
@@ -80,7 +80,7 @@ def _check_output(name: str, network: nn.Module, input_shape: tuple[int, int, in
             logits = network.eval()(torch.zeros(1, *input_shape))
     except Exception as error:
         raise BadInput(
-            f"network {name!r}: does not run on {_words(input_shape)} ({first_line(error)})"
+            f"network {name!r}: does not run on {_words(input_shape)} ({in_one_line(error)})"
         ) from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
         given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__

@@ -15,7 +15,7 @@ from bench.data.download import fetch_into
 from bench.data.npz import LAYOUT, read_npz
 from bench.data.split import RawData
 from bench.errors import BadInput
-from bench.folder import first_line
+from bench.folder import in_one_line
 
 MNIST_FILES = tuple(
     f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1")
@@ -61,20 +61,21 @@ def load_vision(vision: VisionSet, root: Path | None) -> RawData:
     npz = root / f"{vision.name}.npz"
     if npz.exists():
         return read_npz(npz, vision.classes, vision.augment)
-    if not all((root / file).exists() for file in vision.files):
+    missing = [root / file for file in vision.files if not (root / file).exists()]
+    if missing:
         try:
             fetch_into(root, vision.files, partial(_torchvision, vision, download=True), vision.name)
         except Exception as error:
             raise BadInput(
-                f"data set {vision.name!r}: neither {npz} nor {root / vision.files[0]} is there and the "
-                f"download failed ({first_line(error)}); {how}"
+                f"data set {vision.name!r}: neither {npz} nor {missing[0]} is there and the "
+                f"download failed ({in_one_line(error)}); {how}"
             ) from error
     where = root / Path(vision.files[0]).parent if len(vision.files) > 1 else root / vision.files[0]
     try:
         arrays = _torchvision(vision, root, download=False)
     except Exception as error:
         raise BadInput(
-            f"{where}: the files of {vision.name!r} are damaged ({first_line(error)}); "
+            f"{where}: the files of {vision.name!r} are damaged ({in_one_line(error)}); "
             "take them away to download anew"
         ) from error
     return checked(str(where), arrays, vision.classes, vision.augment)
