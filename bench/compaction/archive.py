@@ -4,8 +4,6 @@ loaded."""
 from __future__ import annotations
 
 import hashlib
-import importlib
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,9 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
+from bench import networks
 from bench.compaction.architecture import Architecture, apply_architecture
 from bench.compaction.removal import Compacted
 from bench.errors import BadInput
+from bench.records.files import write_atomically
 
 ARCHITECTURE, WEIGHTS = "architecture.json", "weights.safetensors"
 
@@ -30,18 +30,17 @@ class _Archive(BaseModel):
 
     archive_version: Literal[1] = 1
     network: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, int, int]
     classes: int
     weights_sha256: str
     architecture: Architecture
 
 
 def save_compact(
-    directory: Path, compacted: Compacted, network_name: str, input_shape: tuple[int, ...], classes: int
+    directory: Path, compacted: Compacted, network_name: str, input_shape: tuple[int, int, int], classes: int
 ) -> None:
     """Writes the archive into `directory`, which is made if need be. Each file appears whole or not at all;
     the architecture comes last, so that a folder cut short has none."""
-    directory.mkdir(parents=True, exist_ok=True)
     state = {
         name: value.detach().cpu().contiguous().clone()
         for name, value in compacted.network.state_dict().items()
@@ -49,25 +48,13 @@ def save_compact(
     weights = save(state)
     archive = _Archive(
         network=network_name,
-        input_shape=tuple(input_shape),
+        input_shape=input_shape,
         classes=classes,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         architecture=compacted.architecture,
     )
-    _write(directory / WEIGHTS, weights)
-    _write(directory / ARCHITECTURE, (archive.model_dump_json(indent=1) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(directory / WEIGHTS, weights)
+    write_atomically(directory / ARCHITECTURE, (archive.model_dump_json(indent=1) + "\n").encode())
 
 
 def load_compact(directory: Path) -> nn.Module:
@@ -92,7 +79,7 @@ def load_compact(directory: Path) -> nn.Module:
         raise BadInput(f"{directory / WEIGHTS}: cannot be read ({error.strerror})") from error
     except SafetensorError as error:
         raise BadInput(f"{directory / WEIGHTS}: {error}") from error
-    full = _build(directory / ARCHITECTURE, archive)
+    full = _full_network(directory / ARCHITECTURE, archive)
     dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
     try:
         network = apply_architecture(full, archive.architecture, torch.zeros(2, *archive.input_shape)).to(
@@ -105,16 +92,8 @@ def load_compact(directory: Path) -> nn.Module:
     return network.eval()
 
 
-def _build(path: Path, archive: _Archive) -> nn.Module:
-    module, colon, factory = archive.network.partition(":")
-    if not colon:
-        networks = importlib.import_module("bench.networks")
-        built = networks.build(archive.network, archive.input_shape, archive.classes)
-    else:
-        try:
-            function = getattr(importlib.import_module(module), factory)
-        except (ImportError, AttributeError) as error:
-            raise BadInput(f"{path}: network {archive.network!r}: {error}") from error
-        built = function(archive.input_shape, archive.classes)
-    assert isinstance(built, nn.Module)
-    return built
+def _full_network(path: Path, archive: _Archive) -> nn.Module:
+    try:
+        return networks.build(archive.network, archive.input_shape, archive.classes)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
