@@ -14,6 +14,7 @@ from bench.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.filters import Filters
     from bench.run import RunOptions
 
 EXIT_INTERRUPTED = 130
@@ -58,9 +59,15 @@ def _parser() -> argparse.ArgumentParser:
         _results(running)
         running.add_argument("--data-root", type=Path, help="folder of the data sets (default: $BENCH_DATA)")
         running.add_argument("--jobs", type=_positive, default=None, help="processes (default: the cores)")
-        running.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)")
-        running.add_argument("--retry-failed", action="store_true", help="try cells with a failed record again")
-        running.add_argument("--timeout", type=_seconds, default=None, help="seconds after which a cell has failed")
+        running.add_argument(
+            "--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)"
+        )
+        running.add_argument(
+            "--retry-failed", action="store_true", help="try cells with a failed record again"
+        )
+        running.add_argument(
+            "--timeout", type=_seconds, default=None, help="seconds after which a cell has failed"
+        )
 
     status = _command(commands, "status", "what a results folder holds", _status)
     _reading(status)
@@ -68,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
 
     report = _command(commands, "report", "make leaderboard and figures anew from the records", _report)
     _reading(report)
-    report.add_argument("--out", type=Path, help="folder to write to (default: report/ in the results folder)")
+    report.add_argument(
+        "--out", type=Path, help="folder to write to (default: report/ in the results folder)"
+    )
 
     push = _command(commands, "push", "replay the records into Weights & Biases", _push)
     _reading(push)
@@ -99,13 +108,19 @@ def _filters(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--network", action="append", default=[], help="only this network (repeatable)")
     parser.add_argument("--dataset", action="append", default=[], help="only this data set (repeatable)")
-    parser.add_argument("--strength", action="append", default=[], type=float, help="only this one (repeatable)")
+    parser.add_argument(
+        "--strength", action="append", default=[], type=float, help="only this one (repeatable)"
+    )
     parser.add_argument("--seed", action="append", default=[], type=int, help="only this seed (repeatable)")
 
 
 def _results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--results", type=Path, default=None, metavar="DIR", help="results folder (default: results/runs/SUITE)"
+        "--results",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="results folder (default: results/runs/SUITE)",
     )
 
 
@@ -141,7 +156,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bench.filters import Filters
     from bench.plan import make_plan
     from bench.records.store import Store
     from bench.run import print_plan
@@ -149,41 +163,75 @@ def _plan(options: argparse.Namespace) -> int:
 
     suite = load(options.suite)
     resolved = _run_options(options)
-    plan = make_plan(suite, Filters(**_filter_values(options)), resolved.data_root)
+    plan = make_plan(suite, _chosen(options), resolved.data_root)
     print_plan(plan, Store(resolved.results), resolved, _console())
     return EXIT_DONE
 
 
 def _run(options: argparse.Namespace) -> int:
-    from bench.filters import Filters
     from bench.run import run_suite
 
-    return run_suite(options.suite, Filters(**_filter_values(options)), _run_options(options), _console())
+    return run_suite(options.suite, _chosen(options), _run_options(options), _console())
 
 
-def _filter_values(options: argparse.Namespace) -> dict[str, tuple[object, ...]]:
-    return {
-        "methods": tuple(word for word in options.method if not word.endswith(".py")),
-        "files": tuple(word for word in options.method if word.endswith(".py")),
-        "networks": tuple(options.network),
-        "datasets": tuple(options.dataset),
-        "strengths": tuple(options.strength),
-        "seeds": tuple(options.seed),
-    }
+def _status(options: argparse.Namespace) -> int:
+    from bench.status import print_status
+
+    print_status(options.results, options.json, _console())
+    return EXIT_DONE
+
+
+def _report(options: argparse.Namespace) -> int:
+    from bench.report.views import write_views
+
+    write_views(options.results, _console(), out=options.out)
+    return EXIT_DONE
+
+
+def _push(options: argparse.Namespace) -> int:
+    from bench.report.wandb_push import push
+
+    pushed = push(options.results, options.project, entity=options.entity, offline=options.offline)
+    _console().print(f"{pushed}", highlight=False, markup=False)
+    return EXIT_DONE
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from bench.doctor import print_doctor
+
+    print_doctor(_data_root(options), _console())
+    return EXIT_DONE
+
+
+def _chosen(options: argparse.Namespace) -> Filters:
+    from bench.filters import Filters
+
+    return Filters(
+        methods=tuple(word for word in options.method if not word.endswith(".py")),
+        files=tuple(word for word in options.method if word.endswith(".py")),
+        networks=tuple(options.network),
+        datasets=tuple(options.dataset),
+        strengths=tuple(options.strength),
+        seeds=tuple(options.seed),
+    )
 
 
 def _run_options(options: argparse.Namespace) -> RunOptions:
     from bench.run import RunOptions
 
-    data_root = options.data_root or os.environ.get("BENCH_DATA")
     return RunOptions(
         results=options.results or Path("results/runs") / Path(options.suite).stem,
-        data_root=Path(data_root) if data_root else None,
+        data_root=_data_root(options),
         jobs=options.jobs or _cores(),
         device=options.device,
         retry_failed=options.retry_failed,
         timeout=options.timeout,
     )
+
+
+def _data_root(options: argparse.Namespace) -> Path | None:
+    root = options.data_root or os.environ.get("BENCH_DATA")
+    return Path(root) if root else None
 
 
 def _cores() -> int:

@@ -35,8 +35,7 @@ def _methods() -> list[dict[str, Any]]:
                 "granularity": traits.granularity,
                 "strengths": list(kind.strengths),
                 "strength_meaning": kind.strength_meaning,
-                "settings": {key: str(field.default)
-                             for key, field in kind.Config.model_fields.items()},
+                "settings": {key: str(field.default) for key, field in kind.Config.model_fields.items()},
             }
         )
     return entries

@@ -108,9 +108,13 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None) -> Plan:
                 plan.cells += _cells(suite, subject, entry, method, file, strengths, seed)
     if not plan.cells:
         reasons = "; ".join(f"{skip.label} on {skip.network}: {skip.reason}" for skip in plan.skips)
-        raise BadInput(f"suite {suite.name}: nothing to run{': ' + reasons if reasons else ' with these filters'}")
+        raise BadInput(
+            f"suite {suite.name}: nothing to run{': ' + reasons if reasons else ' with these filters'}"
+        )
     _refuse_equal_entries(plan)
-    plan.cells.sort(key=lambda cell: suite.seeds.index(cell.seed))  # whole tables first, then more seeds of them
+    plan.cells.sort(
+        key=lambda cell: suite.seeds.index(cell.seed)
+    )  # whole tables first, then more seeds of them
     return plan
 
 
@@ -276,7 +280,9 @@ def recipe_defaults() -> dict[str, Any]:
 def config_defaults(kind: type[Method]) -> dict[str, Any]:
     """The defaults of a method's config."""
     fields = kind.Config.model_fields
-    return {name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()}
+    return {
+        name: f.get_default(call_default_factory=True) for name, f in fields.items() if not f.is_required()
+    }
 
 
 def _refuse_equal_entries(plan: Plan) -> None:
@@ -285,6 +291,6 @@ def _refuse_equal_entries(plan: Plan) -> None:
     for cell in plan.cells:
         label = seen.setdefault(cell.train_id, cell.method.label)
         if label != cell.method.label:
-            raise BadInput(f"suite {cell.suite}: methods: {label!r} and {cell.method.label!r} are the same settings")
-
-
+            raise BadInput(
+                f"suite {cell.suite}: methods: {label!r} and {cell.method.label!r} are the same settings"
+            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,19 +41,23 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
     if not options.retry_failed and (code := _already_done(suite, store, request, console)) is not None:
         return code
 
+    from bench.device import resolve
     from bench.plan import make_plan
 
+    options = replace(options, device=str(resolve(options.device)))
     plan = make_plan(suite, filters, options.data_root)
     store.check_writable()
     for skip in plan.skips:
-        console.print(f"skipped: {skip.label} on {skip.network}: {skip.reason}", highlight=False, markup=False)
+        console.print(
+            f"skipped: {skip.label} on {skip.network}: {skip.reason}", highlight=False, markup=False
+        )
     _train(plan, store, options, console)
     measures = _measure(plan, store, options, console)
     failed = _failed(plan, store, measures)
 
     from bench.report.views import write_views
 
-    write_views(options.results, suite, plan.labels(), console)
+    write_views(options.results, console, plan.labels())
     shortcut.remember(
         options.results,
         shortcut.Remembered(

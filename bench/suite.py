@@ -96,7 +96,9 @@ def _refuse_twins(path: Path, suite: Suite) -> None:
     labels = [entry.shown for entry in suite.methods]
     for label in labels:
         if labels.count(label) > 1:
-            raise BadInput(f"{path}: methods: {label!r} stands there twice; give each entry a label of its own")
+            raise BadInput(
+                f"{path}: methods: {label!r} stands there twice; give each entry a label of its own"
+            )
     pairs = [(entry.dataset, entry.network) for entry in suite.workloads]
     for pair in pairs:
         if pairs.count(pair) > 1:

@@ -166,13 +166,13 @@ class Method(ABC):
     paper: ClassVar[str]
     strengths: ClassVar[tuple[float, ...]]
     strength_meaning: ClassVar[str]
-    Config: ClassVar[type[Config]] = Config
+    Config: ClassVar[type[BaseModel]] = Config
 
     network: nn.Module
     sites: Sequence[Site]
     context: StepContext
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: BaseModel | None = None) -> None:
         self.config: Any = self.Config() if config is None else config
 
     @property

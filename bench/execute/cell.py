@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import methods
 from bench import data, networks
@@ -42,7 +42,7 @@ from bench.training.loop import Loop, Progress, load_trained, parameter_hash
 from bench.training.phases import PlannedPhase, plan_phases
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
-from methods.base import Method, Phase, Site, SparsityPlan, StepContext
+from methods.base import Method, Phase, Site, StepContext
 
 EVALUATION_BATCH = 1024
 REAL_IMAGES = 256
@@ -84,7 +84,9 @@ class CellRun:
                 record = self._point_stage(trained, strength, point)
             except Exception as error:
                 seconds = time.perf_counter() - began
-                record = self._point_record(strength, point, "failed", seconds, failure=describe_failure(error))
+                record = self._point_record(
+                    strength, point, "failed", seconds, failure=describe_failure(error)
+                )
             self.store.write(record)
         return all(self.store.status("point", point) == "done" for _, point in self.cell.points)
 
@@ -216,9 +218,9 @@ class CellRun:
             return score(subject, ordered(split, EVALUATION_BATCH, normalise))
 
         compacted = trained.of_full_network(compacted)
-        full = networks.build(
-            self.cell.workload.network, self.dataset.input_shape, self.dataset.classes
-        ).to(self.device)
+        full = networks.build(self.cell.workload.network, self.dataset.input_shape, self.dataset.classes).to(
+            self.device
+        )
         sizes = {site.name: site.size for site in find_sites(full, self.example)}
         save_compact(
             layout.compact(self.results, point),
@@ -248,7 +250,7 @@ class CellRun:
         )
 
     def _certify(
-        self, reference: nn.Module, compacted: Compacted, test: Split, normalise: Callable[[Tensor], Tensor]
+        self, reference: nn.Module, compacted: Compacted, test: Split, normalise: Normalise
     ) -> CertificatePart:
         batches = (batch.inputs for batch in ordered(test, EVALUATION_BATCH, normalise))
         changes, images = top1_changes(reference, compacted.network, batches)

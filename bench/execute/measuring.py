@@ -72,6 +72,7 @@ def _measure(point_id: str, results: Path, device: torch.device, preset: str) ->
     protocol = PRESETS[preset]
     latency = compare_latency(dense, compact, shape, device, protocol)
     peaks = {
-        str(batch): peak_bytes(compact, torch.zeros(batch, *shape, device=device)) for batch in protocol.batches
+        str(batch): peak_bytes(compact, torch.zeros(batch, *shape, device=device))
+        for batch in protocol.batches
     }
     return {"latency": latency, "peak_bytes": peaks}

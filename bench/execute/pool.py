@@ -48,8 +48,8 @@ class Watcher(Protocol):
 class _Worker(Generic[T]):
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
         self.pipe: Connection
+        self.pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(target=work, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
@@ -79,7 +79,8 @@ def run_jobs(
     timeout: seconds for one job. on_lost: told of each task whose worker died or ran out of time, with the word for
     the tables (`killed`, `timeout`) and the reason. True when every job ended well.
     """
-    waiting, busy, done = list(jobs), {}, set[str]()
+    waiting, done = list(jobs), set[str]()
+    busy: dict[Connection, _Worker[T]] = {}
     keys = {job.key for job in jobs}
     all_well = True
     with _one_thread_each():

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import bench
+from bench.records.schema import Stage
 from bench.records.store import Store
 
 
@@ -58,6 +59,10 @@ def recall(results: Path, request: str) -> Remembered | None:
 
 def failures(store: Store, remembered: Remembered) -> int | None:
     """How many of the remembered records are failures; None where one is missing."""
-    stages = {"train": remembered.trains, "point": remembered.points, "measure": remembered.measures}
+    stages: dict[Stage, list[str]] = {
+        "train": remembered.trains,
+        "point": remembered.points,
+        "measure": remembered.measures,
+    }
     found = [store.status(stage, record) for stage, ids in stages.items() for record in ids]
     return None if None in found else found.count("failed")

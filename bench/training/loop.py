@@ -107,7 +107,11 @@ class Loop:
         return {"network": self.network.state_dict(), "method": self.method.state_dict()}
 
     def _run_phase(
-        self, phases: Sequence[PlannedPhase], at: int, start: int, optimizer_state: list[dict[str, Any]] | None
+        self,
+        phases: Sequence[PlannedPhase],
+        at: int,
+        start: int,
+        optimizer_state: list[dict[str, Any]] | None,
     ) -> Request | None:
         planned, context = phases[at], self.context
         context.phase = planned.phase

@@ -14,7 +14,9 @@ class Optimizers:
     """Steps together; every group's rate follows one factor. A method's group may name its own `optimizer` (`sgd`,
     `adam`, `adamw`); what it leaves out, it takes from the recipe."""
 
-    def __init__(self, network: nn.Module, extra: list[dict[str, Any]], recipe: Recipe, rate_scale: float) -> None:
+    def __init__(
+        self, network: nn.Module, extra: list[dict[str, Any]], recipe: Recipe, rate_scale: float
+    ) -> None:
         claimed = {id(parameter) for group in extra for parameter in group["params"]}
         own = [p for p in network.parameters() if p.requires_grad and id(p) not in claimed]
         self.parts = [_create(recipe.optimizer, [{"params": own}], recipe, rate_scale)]

@@ -129,7 +129,9 @@ def test_nothing_is_left_after_detach(case: Case, strength: float) -> None:
     loop.run(phases_of(method))
     method.detach()
     plain = networks.build(NETWORK, (1, 8, 8), 10)
-    assert [(n, type(m)) for n, m in network.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
+    assert [(n, type(m)) for n, m in network.named_modules()] == [
+        (n, type(m)) for n, m in plain.named_modules()
+    ]
     assert {n: v.shape for n, v in network.state_dict().items()} == {
         n: v.shape for n, v in plain.state_dict().items()
     }

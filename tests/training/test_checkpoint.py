@@ -11,7 +11,9 @@ from bench.training.checkpoint import clone_state, read_state, write_state
 def test_nested_state_comes_back(tmp_path: Path) -> None:
     state = {
         "network": {"w": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3)},
-        "optimizers": [{"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}],
+        "optimizers": [
+            {"state": {0: {"step": torch.tensor(2.0)}}, "param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}
+        ],
         "position": {"phase": 1, "name": "tensor:looks like a marker", "none": None, "yes": True},
         "empty": {},
     }

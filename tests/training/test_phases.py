@@ -39,7 +39,9 @@ def test_schedules() -> None:
     step = Recipe(epochs=10, schedule="step", step_at=(0.5, 0.8), step_factor=0.1)
     assert [learning_rate_factor(step, at, 100, 10) for at in (49, 50, 80)] == pytest.approx([1, 0.1, 0.01])
     warm = Recipe(epochs=10, schedule="constant", warmup_epochs=2)
-    assert [learning_rate_factor(warm, at, 100, 10) for at in (0, 9, 19, 50)] == pytest.approx([0.05, 0.5, 1, 1])
+    assert [learning_rate_factor(warm, at, 100, 10) for at in (0, 9, 19, 50)] == pytest.approx(
+        [0.05, 0.5, 1, 1]
+    )
 
 
 def test_streams_differ_by_every_part_of_their_name() -> None:

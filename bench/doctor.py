@@ -1,0 +1,31 @@
+"""`bench doctor`: what this machine has, for a report of a problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bench import data
+from bench.device import resolve
+from bench.measure.machine import describe, versions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_doctor(data_root: Path | None, console: Console) -> None:
+    """Versions, devices, and which data sets lie in the data root."""
+    lines = [f"{name:<14} {version}" for name, version in versions().items()]
+    for device in (
+        [torch.device("cpu"), resolve("auto")] if torch.cuda.is_available() else [torch.device("cpu")]
+    ):
+        machine = describe(device)
+        lines.append(f"{device.type:<14} {machine.device}, {machine.cores} cores, {machine.memory_gb:.0f} GB")
+    lines.append(f"{'data root':<14} {data_root or 'none: give --data-root or BENCH_DATA'}")
+    found = sorted(path.name for path in data_root.iterdir()) if data_root and data_root.is_dir() else []
+    lines.append(f"{'there':<14} {', '.join(found) or 'nothing'}")
+    lines.append(f"{'data sets':<14} {', '.join(data.available())}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,40 @@
+"""All local views of a results folder at once: what `bench run` and `bench report` end with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import BadInput
+from bench.execute import layout
+from bench.records.read import read_results
+from bench.report.figures import write_figures
+from bench.report.leaderboard import leaderboard, write_leaderboard
+from bench.report.terminal import print_leaderboard
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def write_views(
+    results: Path, console: Console, labels: Mapping[str, str] | None = None, out: Path | None = None
+) -> None:
+    """Print the leaderboard; write it, with the figures, to `out` (the report folder of the results).
+
+    labels: point id → label; only these points are shown, under these labels. All of the folder where left out.
+    """
+    frame = read_results(results)
+    if labels is not None:
+        frame = frame[frame["id"].isin(list(labels))].copy()
+        frame["label"] = frame["id"].map(dict(labels)).astype("category")
+        frame = frame.reset_index(drop=True)
+    if frame.empty:
+        raise BadInput(f"results folder {results}: there are no operating points in it")
+    folder = out or layout.report(results)
+    print_leaderboard(leaderboard(frame), console)
+    tables = write_leaderboard(frame, folder)
+    figures = write_figures(frame, folder)
+    console.print("written:", highlight=False)
+    for path in [*tables.values(), *figures]:
+        console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)

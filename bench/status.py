@@ -1,0 +1,41 @@
+"""`bench status`: what a results folder holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.records.read import read_records
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def print_status(results: Path, as_json: bool, console: Console) -> None:
+    """Records by stage and status, and every failure with its reason."""
+    records = read_records(results)
+    everything = [*records.train.values(), *records.point.values(), *records.measure.values()]
+    counts = {stage: {"done": 0, "failed": 0} for stage in ("train", "point", "measure")}
+    failures = []
+    for record in everything:
+        counts[record.kind][record.status] += 1
+        if record.failure is not None:
+            what = f"{record.workload.network} · {record.method.label} · seed {record.seed}"
+            failures.append(
+                {
+                    "stage": record.kind,
+                    "id": record.id,
+                    "cell": what,
+                    "kind": record.failure.kind,
+                    "reason": record.failure.reason,
+                }
+            )
+    if as_json:
+        print(json.dumps({"results": str(results), "records": counts, "failures": failures}, indent=1))
+        return
+    for stage, count in counts.items():
+        console.print(f"{stage:<8} {count['done']:>6} done {count['failed']:>6} failed", highlight=False)
+    for failure in failures:
+        line = f"{failure['stage']} {failure['cell']}: {failure['kind']}: {failure['reason']}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
