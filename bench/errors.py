@@ -9,8 +9,8 @@ EXIT_DONE, EXIT_BAD_INPUT, EXIT_SOME_FAILED = 0, 2, 3
 
 
 class BadInput(Exception):
-    """The user gave something that cannot be used. The message is one line that names the file, the key and, where there
-    is one, the nearest valid word. Raised before anything is written; the command line exits with 2."""
+    """The user gave something that cannot be used. The message is one line that names the file, the key and, where
+    there is one, the nearest valid word. Raised before anything is written; the command line exits with 2."""
 
 
 class CellFailed(Exception):

@@ -1,4 +1,4 @@
-"""A second start of a finished run: what the plan was, so that nothing heavy has to be imported to see that all is done.
+"""A second start of a finished run: what the plan was, so that nothing heavy has to be imported to see all is done.
 
 The remembered plan is valid for the same request and the same sources only; whatever differs, the plan is made anew.
 """

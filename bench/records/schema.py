@@ -10,7 +10,7 @@ SCHEMA_VERSION = 1
 """Of the file format. A reader takes every version up to its own."""
 
 PROTOCOL_VERSION = 1
-"""Of what the numbers mean (splits, budgets, measuring). Part of every id: numbers of two protocols never share a row."""
+"""Of what the numbers mean (splits, budgets, measuring). Part of every id: two protocols never share a row."""
 
 Stage = Literal["train", "point", "measure"]
 Status = Literal["done", "failed"]
