@@ -1,4 +1,10 @@
-"""Train, prune, fine-tune: what the baselines that rank once have in common."""
+"""Train, prune, fine-tune: what the baselines that rank once have in common.
+
+Fine-tuning runs the recipe's learning-rate schedule again, from its full base rate and in the shorter time
+(learning-rate rewinding: Renda et al., arXiv 2003.02389). The rate of this phase alone can decide a ranking,
+and a large one that anneals recovers more than the small last rate of training (Le & Hua, arXiv 2105.03193;
+Wang et al., arXiv 2301.05219), so a smaller rate would only make the baselines weak.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +17,6 @@ from torch import Tensor, nn
 
 from methods.base import Config, Method, Phase, Site, SparsityPlan, StepContext
 from methods.masks import Masks
-
-FINETUNE_LEARNING_RATE = 0.3
-"""Base rate of fine-tuning relative to that of training. One value for all baselines, since this choice alone
-can decide a ranking (Le & Hua, arXiv 2105.03193, and Wang et al., arXiv 2301.05219: a large rate that anneals
-again recovers more than the small final rate of training); below 1 because a fine-tuning is short and should
-not begin anew.
-"""
 
 
 def plain_training(fraction: float) -> Phase:
@@ -47,7 +46,7 @@ class FinetunedMethod(Method):
         finetune = self.config.finetune
         if finetune == 0:
             return (plain_training(1.0),)
-        return (plain_training(1 - finetune), Phase("finetune", finetune, FINETUNE_LEARNING_RATE))
+        return (plain_training(1 - finetune), Phase("finetune", finetune))
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)

@@ -30,7 +30,8 @@ Deviations, with reasons:
   targets nothing once that many weights are zero.
 - The ramp's legs are fractions of the budget: the code's 20,000 and 40,000 steps of about 100,000.
 - Strength 0 keeps everything, as everywhere in the suite. The paper has no such point: its 0 % row is a
-  network with the fraction γ switched off. Here every strength above zero removes at least γ.
+  network with the fraction γ switched off. Here every strength above zero removes at least γ. At zero a
+  network with batch norm may be far from dense: its running statistics are those of dropped units.
 """
 
 from __future__ import annotations
