@@ -161,6 +161,24 @@ def test_the_mask_takes_effect_when_finetuning_begins(mlp: Network, make_context
         method.plan(0.7)
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_what_is_removed_stays_removed_when_another_unit_dies(
+    scope: str, mlp: Network, make_context: MakeContext
+) -> None:
+    network, _ = mlp
+    method = attached("magnitude", mlp, make_context(strength=0.9), schedule="gradual", scope=scope)
+    assert isinstance(method, Magnitude)
+    method.masks.set(method.select(0.5))
+    method.masks.enforce()
+    kept = method.masks.kept["0"].clone()
+    first_live = int(kept.nonzero()[0])
+    with torch.no_grad():
+        network.get_parameter("0.weight")[first_live] = 0.0
+    assert torch.equal(method.select(0.5).kept["0"], kept)
+    assert not (method.select(0.6).kept["0"] & ~kept).any()
+    assert not method.select(0.6).kept["0"][first_live]
+
+
 @pytest.mark.parametrize("name", ["dense", "random", "magnitude"])
 def test_plain_training_is_shared(name: str) -> None:
     config = {} if name == "dense" else {"finetune": 0}
@@ -201,7 +219,9 @@ def test_gradual_schedule(finetune: float, first_step: int, mlp: Network, make_c
     ("name", "config"),
     [
         ("random", {}),
+        ("random", {"finetune": 0}),
         ("magnitude", {}),
+        ("magnitude", {"granularity": "weight"}),
         ("magnitude", {"schedule": "gradual", "granularity": "weight"}),
         ("targeted-dropout", {}),
         ("targeted-dropout", {"granularity": "weight", "ramp": True}),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import methods
 from methods.base import Site, StepContext
@@ -51,7 +52,7 @@ def test_exactly_the_floor_per_filter_also_with_ties(fraction: float) -> None:
 
 
 def test_weights_are_ranked_within_the_row_of_an_output_unit() -> None:
-    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0], [40.0, 30.0, 20.0, 10.0]])
+    weight = torch.tensor([[1.0, -2.0, -3.0, 4.0], [-40.0, 30.0, 20.0, -10.0]])
     assert smallest_per_row(weight, 0.5).tolist() == [[True, True, False, False], [False, False, True, True]]
 
 
@@ -113,6 +114,7 @@ def test_parameters_are_never_overwritten(
     network, _ = convnet
     before = [parameter.detach().clone() for parameter in network.parameters()]
     owners = [id(parameter) for parameter in network.parameters()]
+    names = list(network.state_dict())
     method = attached(convnet, make_context(), granularity=granularity)
     for mode in (True, False):
         network.train(mode)
@@ -121,6 +123,10 @@ def test_parameters_are_never_overwritten(
     method.detach()
     assert [id(parameter) for parameter in network.parameters()] == owners
     assert all(torch.equal(*pair) for pair in zip(network.parameters(), before, strict=True))
+    # Nor is anything else left behind.
+    assert list(network.state_dict()) == names
+    assert not any(parametrize.is_parametrized(module) for module in network.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
 
 
 def test_weight_decay_still_reaches_a_dropped_weight(mlp: Network, make_context: MakeContext) -> None:
