@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bench.run import RunOptions
 
 EXIT_INTERRUPTED = 130
+PIPE_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -240,6 +241,7 @@ def _cores() -> int:
 
 
 def _console() -> Console:
+    """Into a file or a pipe goes the whole table, as wide as it is."""
     from rich.console import Console
 
-    return Console()
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)

@@ -61,8 +61,11 @@ class _Worker(Generic[T]):
         self.pipe.send(job.task)
 
     def stop(self) -> None:
+        """An idle worker leaves by itself when its pipe closes; one at work is ended."""
         with suppress(OSError):
             self.pipe.close()
+        if self.job is None:
+            self.process.join(timeout=5)
         self.process.terminate()
         self.process.join(timeout=5)
 
@@ -97,7 +100,6 @@ def run_jobs(
             for worker, ok, kind, reason in _outcomes(busy, watcher, timeout):
                 job = worker.job
                 assert job is not None
-                worker.job = None
                 del busy[worker.pipe]
                 done.add(job.key)
                 if kind:
@@ -105,6 +107,7 @@ def run_jobs(
                     worker.stop()
                     with _one_thread_each():
                         team[team.index(worker)] = _Worker()
+                worker.job = None
                 watcher.ended(job, ok, reason)
                 all_well &= ok
     finally:

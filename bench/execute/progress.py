@@ -70,7 +70,9 @@ class Display:
         else:
             word = "done  " if ok else "FAILED"
             line = f"[{self.done_jobs:>{len(str(self.count))}}/{self.count}] {word} {job.title} {reason}".rstrip()
-            self.console.print(f"{line} · {self._time_left()}", highlight=False, markup=False)
+            self.console.print(
+                f"{line} · {self._time_left()}", highlight=False, markup=False, soft_wrap=True
+            )
 
     def _show_overall(self) -> None:
         assert self.live is not None
