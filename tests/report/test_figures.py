@@ -124,3 +124,16 @@ def test_a_dozen_methods_look_different() -> None:
 )
 def test_plain_numbers(value: float, text: str) -> None:
     assert plain_number(value) == text
+
+
+def test_a_network_where_everything_failed_still_has_its_panel(frame_of: Frames, tmp_path: Path) -> None:
+    failure = Failure(kind="diverged", reason="x")
+    failed = [train_record(label, "lenet5", failure=failure) for label in ("dense", "random")]
+    frame = frame_of(
+        [*suite_records(["digits-cnn"], ["dense", "magnitude"], seeds=[0], measured=False), *failed]
+    )
+    rows = distinct_labels(frame)
+    figure = draw(rows, views(rows)[0])
+    assert [axis.get_title() for axis in figure.axes] == ["digits-cnn", "lenet5"]
+    assert "2 of 2 failed" in figure.axes[1].get_xlabel()
+    assert write_figures(frame_of(failed), tmp_path / "figures")
