@@ -35,7 +35,7 @@ def distinct_labels(frame: pandas.DataFrame) -> pandas.DataFrame:
             same = (group[_VARIANT] == list(row)).all(axis=1)
             told = ", ".join(f"{name}={one[name]}" for name in differing if name in one)
             frame.loc[group.index[same], "label"] = group["label"].iloc[0] + f" [{told}]"
-    return frame
+    return frame.sort_values([*QUESTION, "strength", "seed"], kind="stable", ignore_index=True)
 
 
 def _settings(row: dict[Any, Any]) -> dict[str, Any]:

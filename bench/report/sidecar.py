@@ -18,7 +18,7 @@ def made_from(frame: pandas.DataFrame) -> dict[str, Any]:
 
     Two frames have the same digest exactly when they hold the same values, wherever the files lie.
     """
-    ordered = frame.drop(columns="file").sort_values(["train_id", "strength"], kind="stable")
+    ordered = frame.drop(columns="file", errors="ignore").sort_values(["train_id", "strength"], kind="stable")
     names = {"train": "train_id", "point": "id", "measure": "measure_id"}
     return {
         "records_digest": hashlib.sha256(ordered.to_csv(index=False).encode()).hexdigest()[:16],

@@ -1,0 +1,157 @@
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas
+import pytest
+from records_factory import CPU, latency_part, measure_record, point_record, suite_records, train_record
+from rich.console import Console
+
+from bench.records.schema import Failure
+from bench.report.columns import COLUMNS, meanings
+from bench.report.leaderboard import leaderboard, to_markdown, write_leaderboard
+from bench.report.terminal import print_leaderboard
+
+DIVERGED = Failure(kind="diverged", reason="loss is NaN")
+Frames = Callable[..., pandas.DataFrame]
+
+
+def three_seeds(label: str, accuracies: list[float], strength: float = 0.5, epochs: int = 4) -> list:
+    records = []
+    for seed, accuracy in enumerate(accuracies):
+        train = train_record(label, seed=seed, epochs=epochs)
+        keep = 1.0 if label == "dense" else None
+        records += [train, point_record(train, strength, accuracy, keep)]
+    return records
+
+
+def test_a_row_says_what_its_seeds_say(frame_of: Frames) -> None:
+    records = three_seeds("dense", [0.95, 0.96, 0.98], 0.0) + three_seeds("magnitude", [0.93, 0.94, 0.96])
+    for seed, speedup in enumerate([1.5, 2.0, 4.0]):
+        point = records[7 + 2 * seed]
+        records.append(measure_record(point, latency=[latency_part(1, 1.0, speedup)]))
+    board = leaderboard(frame_of(records)).set_index("label")
+    row = board.loc["magnitude"]
+    assert row["test_accuracy"] == pytest.approx(0.9433333)
+    assert row["test_accuracy_half_width"] == pytest.approx(4.302653 * 0.0152753 / math.sqrt(3), rel=1e-4)
+    assert row["delta"] == pytest.approx(-0.02)
+    assert row["delta_half_width"] == pytest.approx(0, abs=1e-12), "paired: the seeds move together"
+    assert row["delta_pairs"] == row["seeds"] == 3
+    assert row["parameters"] == 5750
+    assert row["parameters_ratio"] == pytest.approx(4.0)
+    assert row["speedup_b1"] == 2.0
+    assert row["latency_device"] == CPU
+    assert row["budget"] == 4
+    assert row["granularity"] == "unit"
+    assert math.isnan(board.loc["dense", "delta"])
+
+
+def test_failures_are_visible_and_not_in_the_mean(frame_of: Frames) -> None:
+    records = three_seeds("magnitude", [0.9, 0.9])
+    records.append(train_record(seed=2, failure=DIVERGED))
+    frame = frame_of([*records, train_record("random", failure=DIVERGED, strength=0.5)])
+    board = leaderboard(frame).set_index("label")
+    assert board.loc["magnitude", "failures"] == "1 of 3 failed: diverged"
+    assert board.loc["magnitude", "test_accuracy"] == pytest.approx(0.9)
+    assert board.loc["random", "failures"] == "1 of 1 failed: diverged"
+    text = to_markdown(leaderboard(frame))
+    assert "| random | 0.5 | unit | 0 | — | — | — |" in text
+    assert "1 of 3 failed: diverged" in text
+
+
+def test_one_seed_shows_no_interval(frame_of: Frames) -> None:
+    text = to_markdown(leaderboard(frame_of(three_seeds("magnitude", [0.9]))))
+    assert "| 90.00 ± — | — |" in text
+    assert "nan" not in text.lower()
+    assert "Latency was not measured." in text
+
+
+def test_rows_are_sorted_with_dense_first(frame_of: Frames) -> None:
+    board = leaderboard(frame_of(suite_records(labels=["random", "dense", "beta", "magnitude"], seeds=[0])))
+    for _, rows in board.groupby("network"):
+        assert rows["label"].drop_duplicates().tolist() == ["dense", "beta", "magnitude", "random"]
+    assert board["network"].is_monotonic_increasing
+    strengths = board[(board["network"] == "digits-cnn") & (board["label"] == "beta")]["strength"]
+    assert strengths.is_monotonic_increasing
+
+
+def test_numbers_of_two_budgets_never_share_a_row(frame_of: Frames) -> None:
+    records = three_seeds("dense", [0.9, 0.9], 0.0) + three_seeds("dense", [0.95, 0.95], 0.0, epochs=20)
+    records += three_seeds("magnitude", [0.8, 0.8]) + three_seeds("magnitude", [0.94, 0.94], epochs=20)
+    board = leaderboard(frame_of(records)).set_index("label")
+    assert sorted(board.index) == [
+        "dense [epochs=20]",
+        "dense [epochs=4]",
+        "magnitude [epochs=20]",
+        "magnitude [epochs=4]",
+    ]
+    assert board.loc["magnitude [epochs=20]", "delta"] == pytest.approx(-0.01), "to dense of the same budget"
+    assert board.loc["magnitude [epochs=4]", "delta"] == pytest.approx(-0.1)
+
+
+def test_a_label_that_names_two_configurations_is_told_apart(frame_of: Frames) -> None:
+    records = []
+    for norm in (1, 2):
+        train = train_record("magnitude", norm=norm)
+        records += [train, point_record(train, 0.5)]
+    assert leaderboard(frame_of(records))["label"].tolist() == ["magnitude [norm=1]", "magnitude [norm=2]"]
+
+
+def test_weights_only_saves_non_zeros_not_parameters(frame_of: Frames) -> None:
+    (row,) = leaderboard(frame_of(three_seeds("magnitude-weights", [0.9], 0.75))).to_dict("records")
+    assert row["parameters_ratio"] == row["macs_ratio"] == 1.0
+    assert row["nonzero_ratio"] == pytest.approx(4.0)
+
+
+def test_the_same_records_give_the_same_bytes(frame_of: Frames, tmp_path: Path) -> None:
+    frame = frame_of(suite_records(seeds=[0, 1]))
+    first = write_leaderboard(frame, tmp_path / "a")
+    second = write_leaderboard(frame.sample(frac=1, random_state=1), tmp_path / "b")
+    for suffix in ("md", "csv", "json"):
+        assert first[suffix].read_bytes() == second[suffix].read_bytes()
+    board = pandas.read_csv(first["csv"])
+    assert len(board) == len(leaderboard(frame))
+
+
+def test_the_sidecar_names_the_records(frame_of: Frames, tmp_path: Path) -> None:
+    records = suite_records(networks=["lenet5"], seeds=[0])
+    frame = frame_of(records)
+    sidecar = json.loads(write_leaderboard(frame, tmp_path)["json"].read_text())
+    for stage in ("train", "point", "measure"):
+        assert sidecar["records"][stage] == sorted(record.id for record in records if record.kind == stage)
+    changed = frame.copy()
+    changed.loc[0, "test_accuracy"] += 1e-9
+    other = json.loads(write_leaderboard(changed, tmp_path)["json"].read_text())
+    assert other["records_digest"] != sidecar["records_digest"]
+
+
+def test_an_empty_frame_gives_an_empty_board(frame_of: Frames) -> None:
+    board = leaderboard(frame_of([]))
+    assert len(board) == 0
+    assert to_markdown(board) == ""
+
+
+@pytest.mark.parametrize("width", [80, 100, 180])
+def test_the_terminal_shows_whole_numbers_at_any_width(width: int, frame_of: Frames) -> None:
+    frame = frame_of(
+        [*suite_records(networks=["lenet5"]), train_record("magnitude", "lenet5", 7, failure=DIVERGED)]
+    )
+    board = leaderboard(frame)
+    out = io.StringIO()
+    print_leaderboard(board, Console(file=out, width=width))
+    text = out.getvalue()
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= width
+    for row in board.to_dict("records"):
+        assert f"{100 * row['test_accuracy']:.2f} ± " in text
+    assert "diverged" in text
+    assert CPU in text
+
+
+def test_every_column_has_a_meaning() -> None:
+    text = meanings()
+    for column in COLUMNS:
+        assert column.header in text
+        assert column.meaning.endswith(".")
