@@ -113,13 +113,20 @@ def fitting(network: nn.Module, example: Tensor) -> Tensor:
     return example.detach().cpu().to(dtype)
 
 
+class _Tracer(fx.Tracer):
+    """Our own layer is a leaf too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, operations.Zero) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _trace(network: nn.Module) -> fx.Graph:
     try:
-        return fx.Tracer().trace(network)
+        return _Tracer().trace(network)
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
         frames = [f for f in frames if f.filename != __file__]

@@ -93,8 +93,12 @@ def find_branch(graph: Graph, layers: Sequence[str]) -> tuple[Step, list[Step]]:
 def _drop(network: nn.Module, graph: Graph, layers: Sequence[str]) -> None:
     last, branch = find_branch(graph, layers)
     for step in branch:
-        if step is not last and _called_once(graph, step):
-            replace(network, step.layer, nn.Identity())
+        if step is last or not _called_once(graph, step):
+            continue
+        # At its beginning an Identity would hand on the stream itself, for an activation in place to spoil.
+        begins = any(source not in branch for source in step.inputs)
+        one_pixel = (1,) * (len(step.shape) - 2)
+        replace(network, step.layer, Zero(1, one_pixel) if begins else nn.Identity())
     if not _called_once(graph, last):
         raise ValueError(f"{last.layer!r} is called elsewhere too: its branch cannot be dropped")
     replace(network, last.layer, Zero(last.shape[1], last.shape[2:]))

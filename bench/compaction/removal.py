@@ -12,7 +12,7 @@ from bench.compaction.graph import build_graph, fitting, plain_copy
 from bench.compaction.layers import change_layers
 from bench.compaction.liveness import balance, keep_one, needed_units, values
 from bench.compaction.rewrite import cut, fold_constants
-from bench.compaction.sites import check_plan, find_spaces, switch_off
+from bench.compaction.sites import find_spaces, switch_off
 from bench.compaction.verify import Certificate, certify, masked_reference
 from methods.base import SparsityPlan
 
@@ -37,10 +37,10 @@ def compact(network: nn.Module, plan: SparsityPlan, example: Tensor, real: Tenso
     network is not changed. Raises ValueError where the plan does not fit the network, BadInput where the
     network cannot be traced. A failed certificate is no exception: see `Compacted.certificate`.
     """
+    # Checks the plan too.
     reference = masked_reference(network, plan, example).cpu()
     work = plain_copy(network, torch.float64)
     sites = [space.site for space in find_spaces(build_graph(work, example))]
-    check_plan(work, sites, plan)
     switch_off(work, sites, plan)
     for action in plan.layer_actions:
         change_layers(work, action.kind, action.layers, example)

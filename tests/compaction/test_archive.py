@@ -1,0 +1,139 @@
+"""A compact network written and read again; damaged folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_networks import Residual, images, off, plan_of, randomise, shapes
+from torch import nn
+
+from bench import networks
+from bench.compaction import archive, compact, load_compact, save_compact
+from bench.errors import BadInput
+
+EXAMPLE = images(2, 3, 8, 8)
+SHAPE = (3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = networks.build
+
+    def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+        return Residual() if name == "residual" else real(name, input_shape, classes)
+
+    monkeypatch.setattr(networks, "build", build)
+
+
+def write(folder: Path) -> nn.Module:
+    plan = plan_of([("drop", ("bn2",))], stem=off(6, 1, 4))
+    result = compact(randomise(Residual()), plan, EXAMPLE)
+    save_compact(folder, result, "residual", SHAPE, 4)
+    return result.network
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
+    network = randomise(Residual()).to(dtype)
+    result = compact(network, plan_of(stem=off(6, 1, 4), conv1=off(5, 0)), EXAMPLE)
+    save_compact(tmp_path / "new" / "point", result, "residual", SHAPE, 4)
+    assert {path.name for path in (tmp_path / "new" / "point").iterdir()} == {
+        archive.ARCHITECTURE,
+        archive.WEIGHTS,
+    }
+    loaded = load_compact(tmp_path / "new" / "point")
+    assert not loaded.training
+    assert shapes(loaded) == shapes(result.network)
+    given = EXAMPLE.to(dtype)
+    assert torch.equal(loaded(given), result.network(given))
+
+
+def test_round_trip_of_a_network_of_the_suite(tmp_path: Path) -> None:
+    network = randomise(networks.build("lenet5", (1, 28, 28), 10))
+    example = images(2, 1, 28, 28)
+    result = compact(network, plan_of(conv1=off(20, 3), conv2=off(50, 1), fc1=off(500, 0)), example)
+    save_compact(tmp_path, result, "lenet5", (1, 28, 28), 10)
+    assert torch.equal(load_compact(tmp_path)(example), result.network(example))
+
+
+def test_round_trip_with_layer_changes(tmp_path: Path) -> None:
+    compacted = write(tmp_path)
+    assert torch.equal(load_compact(tmp_path)(EXAMPLE), compacted(EXAMPLE))
+
+
+def test_network_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_own_network.py").write_text(
+        "from torch import nn\n"
+        "def build(input_shape, classes):\n"
+        "    c, h, w = input_shape\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(c * h * w, 5, bias=False), nn.Sigmoid(),\n"
+        "                         nn.Linear(5, classes, bias=False))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = randomise(networks.build("my_own_network:build", SHAPE, 4))
+    result = compact(network, plan_of(**{"1": off(5, 2)}), EXAMPLE)
+    assert result.architecture.added_biases == ("3",)
+    save_compact(tmp_path / "point", result, "my_own_network:build", SHAPE, 4)
+    assert torch.equal(load_compact(tmp_path / "point")(EXAMPLE), result.network(EXAMPLE))
+
+
+def test_writing_again_replaces(tmp_path: Path) -> None:
+    write(tmp_path)
+    result = compact(randomise(Residual(), seed=5), plan_of(), EXAMPLE)
+    save_compact(tmp_path, result, "residual", SHAPE, 4)
+    assert torch.equal(load_compact(tmp_path)(EXAMPLE), result.network(EXAMPLE))
+
+
+def spoil(folder: Path, key: str, value: object) -> None:
+    path = folder / archive.ARCHITECTURE
+    content = json.loads(path.read_text())
+    content[key] = value
+    path.write_text(json.dumps(content))
+
+
+def test_damaged_folders(tmp_path: Path) -> None:
+    write(tmp_path)
+    architecture, weights = tmp_path / archive.ARCHITECTURE, tmp_path / archive.WEIGHTS
+    good, good_weights = architecture.read_bytes(), weights.read_bytes()
+
+    def fails(match: str) -> None:
+        with pytest.raises(BadInput, match=match) as caught:
+            load_compact(tmp_path)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+        architecture.write_bytes(good)
+        weights.write_bytes(good_weights)
+        load_compact(tmp_path)
+
+    architecture.write_bytes(good[:50])
+    fails(r"architecture.json: Invalid JSON")
+    architecture.unlink()
+    fails(r"architecture.json: cannot be read \(No such file")
+    weights.unlink()
+    fails(r"weights.safetensors: cannot be read")
+    weights.write_bytes(good_weights[:-4])
+    fails(r"weights.safetensors: damaged")
+    for key, value, match in (
+        ("unknown", 1, r"architecture.json: unknown: Extra inputs"),
+        ("archive_version", 2, r"architecture.json: archive_version"),
+        ("architecture", {"kept": {"stem": [0]}}, r"does not fit residual: .*size mismatch"),
+        ("architecture", {"kept": {"stem": [99]}}, r"does not fit residual: .*ascend below 6"),
+        ("network", "no-such-network", r"architecture.json: unknown network 'no-such-network'"),
+        ("network", "no.such:place", r"architecture.json: network 'no.such:place'"),
+        ("input_shape", [3, 8], r"architecture.json: input_shape"),
+        ("input_shape", [5, 8, 8], r"does not fit residual: .*does not take an input"),
+    ):
+        spoil(tmp_path, key, value)
+        fails(match)
+
+
+def test_weights_that_are_no_safetensors(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / archive.WEIGHTS).write_bytes(b"")
+    digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    spoil(tmp_path, "weights_sha256", digest)
+    with pytest.raises(BadInput, match=r"weights\.safetensors"):
+        load_compact(tmp_path)
