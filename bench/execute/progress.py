@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from bench.execute.pool import Job
+if TYPE_CHECKING:
+    from bench.execute.pool import Job
 
 
 class Display:
@@ -70,9 +71,7 @@ class Display:
         else:
             word = "done  " if ok else "FAILED"
             line = f"[{self.done_jobs:>{len(str(self.count))}}/{self.count}] {word} {job.title} {reason}".rstrip()
-            self.console.print(
-                f"{line} · {self._time_left()}", highlight=False, markup=False, soft_wrap=True
-            )
+            self.console.print(f"{line} · {self._time_left()}", highlight=False, markup=False, soft_wrap=True)
 
     def _show_overall(self) -> None:
         assert self.live is not None

@@ -39,7 +39,9 @@ def command(*words: str | Path) -> list[str]:
 
 
 def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*words), cwd=cwd, capture_output=True, text=True, timeout=300, env=environment())
+    return subprocess.run(
+        command(*words), cwd=cwd, capture_output=True, text=True, timeout=300, env=environment()
+    )
 
 
 def environment() -> dict[str, str]:
@@ -94,7 +96,8 @@ def test_without_torch_when_done(finished: Path, suite: Path) -> None:
     code = (
         "import sys; from bench.cli import main; "
         f"code = main(['run', {str(suite)!r}, '--results', {str(finished)!r}]); "
-        "print(sorted(m for m in ('torch', 'pandas', 'matplotlib', 'wandb', 'sklearn') if m in sys.modules)); sys.exit(code)"
+        "heavy = ('torch', 'pandas', 'matplotlib', 'wandb', 'sklearn'); "
+        "print(sorted(module for module in heavy if module in sys.modules)); sys.exit(code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=suite.parent, env=environment()
