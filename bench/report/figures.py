@@ -32,7 +32,7 @@ WIDTH = 7.0
 
 _PANEL_HEIGHT = {1: 2.9, 2: 2.7, 3: 2.4}
 """Inches, by how many panels stand side by side (at most three)."""
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS = 3
 _LOG_FROM = 3.0
 """Ratio of the largest to the smallest cost from which the axis is logarithmic."""
 

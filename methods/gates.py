@@ -1,0 +1,89 @@
+"""Gates that several methods share: where they sit on a site, and how they leave it.
+
+A gate multiplies the units of a site after their affine chain (weights, bias, normalisation), on dim 1, so that a unit
+whose gate is 0 is off in the sense of the contract and can be removed exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Site
+
+
+class Gate(nn.Module):
+    """One multiplier per unit of a site. Subclasses say how it is drawn in training and what it is in evaluation.
+
+    `value`, (size,) or (N, size) for gates of their own for each image, holds for one forward pass of the network.
+    """
+
+    value: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def draw(self, training: bool, batch: int) -> Tensor:
+        """The multipliers of one forward pass of `batch` images."""
+        raise NotImplementedError
+
+
+class Placement:
+    """Gates on the sites of a network, by hooks: the network's own modules, parameters and names stay as they are.
+
+    Gates are drawn once per forward pass of the network, in its mode (training or evaluation), so that every end of a
+    site sees the same values. The owner of the gates keeps their parameters (`Method.parameter_groups`, `state_dict`).
+    """
+
+    def __init__(self, network: nn.Module, sites: Sequence[Site], gates: Mapping[str, Gate]) -> None:
+        """gates: site name → gate; a site without one stays as it is."""
+        self.gates = dict(gates)
+        self._handles: list[Any] = [network.register_forward_pre_hook(self._draw)]
+        for site in sites:
+            if site.name in self.gates:
+                for end in site.ends:
+                    module = network.get_submodule(end)
+                    self._handles.append(module.register_forward_hook(_Multiply(self.gates[site.name])))
+
+    def _draw(self, network: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for gate in self.gates.values():
+            gate.value = gate.draw(network.training, len(inputs[0]))
+
+    def remove(self) -> None:
+        """Take every hook away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class _Multiply:
+    """The hook at one end of a site."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        value = self.gate.value
+        leading = 1 if value.dim() == 1 else value.shape[0]
+        return output * value.reshape(leading, -1, *[1] * (output.dim() - 2))
+
+
+@torch.no_grad()
+def fold(network: nn.Module, site: Site, scale: Tensor) -> None:
+    """Multiply the units of a site by `scale`, (size,), for good: into the scale and shift of the normalisation that
+    ends the affine chain where there is one, otherwise into the rows and the bias of the producer.
+
+    Raises ValueError where the normalisation has no scale and shift.
+    """
+    for end in site.ends:
+        module = network.get_submodule(end)
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"{end}: there is no weight that a gate could be folded into")
+        weight.mul_(scale.reshape(-1, *[1] * (weight.dim() - 1)))
+        if isinstance(bias, Tensor):
+            bias.mul_(scale)
