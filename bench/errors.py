@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_SOME_FAILED = 0, 2, 3
 
@@ -29,3 +29,10 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     if close:
         return f" (did you mean {close[0]!r}?)"
     return f" (valid: {', '.join(words)})" if words else ""
+
+
+def nearest_number(number: float, valid: Collection[float]) -> str:
+    """The same hint for a number."""
+    if not valid:
+        return ""
+    return f" (did you mean {min(valid, key=lambda other: abs(other - number)):g}?)"

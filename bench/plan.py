@@ -6,7 +6,8 @@ Everything that can be refused is refused here, before anything is trained or wr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import torch
 
 import methods
 from bench import data, networks
+from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
 from bench.compaction import find_sites
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput
 from bench.filters import Filters
+from bench.folder import in_one_line
 from bench.measure.macs import count_macs
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import MethodSettings, Workload
 from bench.records.store import Store
-from bench.suite import MethodEntry, Suite, WorkloadEntry
+from bench.suite import Suite, WorkloadEntry
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
 from methods.base import Method, Site
@@ -95,22 +98,22 @@ class Plan:
 
 def make_plan(suite: Suite, filters: Filters, data_root: Path | None) -> Plan:
     """Resolve a suite. Raises BadInput for whatever of it cannot run."""
-    entries = _chosen_methods(suite, filters)
+    entries = entries_of(suite, filters)
+    seeds = numbers(suite, suite.seeds, filters.seeds, "seed")
+    strengths = strengths_of(suite, entries, filters)
     plan = Plan(suite)
-    for workload in _chosen_workloads(suite, filters):
-        subject = _Subject.open(workload, data_root)
-        for entry, method, file in entries:
-            if reason := method.supports(subject.network):
-                plan.skips.append(Skip(workload.network, entry.shown, reason))
-                continue
-            strengths = _chosen_strengths(suite, entry, method, filters)
-            for seed in _chosen(suite.seeds, filters.seeds, "seed", suite):
-                plan.cells += _cells(suite, subject, entry, method, file, strengths, seed)
+    for at, workload in workloads(suite, filters):
+        subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root)
+        for entry in entries:
+            try:
+                _add_cells(plan, subject, entry, strengths[entry.where], seeds)
+            except BadInput:
+                raise
+            except Exception as error:  # of the hooks that say what a method is
+                raise BadInput(f"{entry.where}: {in_one_line(error)}") from error
     if not plan.cells:
         reasons = "; ".join(f"{skip.label} on {skip.network}: {skip.reason}" for skip in plan.skips)
-        raise BadInput(
-            f"suite {suite.name}: nothing to run{': ' + reasons if reasons else ' with these filters'}"
-        )
+        raise BadInput(f"{suite.where}: nothing to run{': ' + reasons if reasons else ' with these filters'}")
     _refuse_equal_entries(plan)
     plan.cells.sort(
         key=lambda cell: suite.seeds.index(cell.seed)
@@ -118,10 +121,22 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None) -> Plan:
     return plan
 
 
+def _add_cells(
+    plan: Plan, subject: _Subject, entry: Entry, strengths: list[float], seeds: Sequence[int]
+) -> None:
+    """The cells of one method on one workload, or the reason why there are none."""
+    if reason := entry.method.supports(subject.network):
+        plan.skips.append(Skip(subject.entry.network, entry.entry.shown, reason))
+    elif strengths:
+        for seed in seeds:
+            plan.cells += _cells(plan.suite, subject, entry, strengths, seed)
+
+
 @dataclass(frozen=True)
 class _Subject:
-    """A workload, opened: what the cells of all its methods have in common."""
+    """A workload, opened: what the cells of all its methods have in common. where: what a complaint begins with."""
 
+    where: str
     entry: WorkloadEntry
     workload: Workload
     network: torch.nn.Module
@@ -130,83 +145,43 @@ class _Subject:
     macs: int
 
     @classmethod
-    def open(cls, entry: WorkloadEntry, data_root: Path | None) -> _Subject:
-        dataset = data.load(entry.dataset, data_root)
-        network = networks.build(entry.network, dataset.input_shape, dataset.classes)
-        example = torch.zeros(1, *dataset.input_shape)
-        sites = find_sites(network, example)
-        if not sites:
-            raise BadInput(f"network {entry.network}: nothing in it can be removed (no prunable site)")
+    def open(cls, where: str, entry: WorkloadEntry, data_root: Path | None) -> _Subject:
+        with _named(f"{where}.dataset"):
+            dataset = data.load(entry.dataset, data_root)
+        with _named(f"{where}.network"):
+            network = networks.build(entry.network, dataset.input_shape, dataset.classes)
+            example = torch.zeros(1, *dataset.input_shape)
+            sites = find_sites(network, example)
+            if not sites:
+                raise BadInput(f"network {entry.network!r}: nothing in it can be removed (no prunable site)")
         workload = Workload(
             dataset=entry.dataset,
             dataset_fingerprint=dataset.fingerprint,
             network=entry.network,
             recipe=entry.recipe.model_dump(mode="json"),
         )
-        return cls(entry, workload, network, sites, len(dataset.train.labels), count_macs(network, example))
+        return cls(
+            where, entry, workload, network, sites, len(dataset.train.labels), count_macs(network, example)
+        )
 
 
-def _chosen(valid: Sequence[Any], wanted: Sequence[Any], key: str, suite: Suite) -> list[Any]:
-    """`wanted` in the order of the suite, all of `valid` where nothing is wanted."""
-    for word in wanted:
-        if word not in valid:
-            raise BadInput(
-                f"suite {suite.name}: no {key} {word!r}{nearest(str(word), [str(word) for word in valid])}"
-            )
-    return [word for word in valid if not wanted or word in wanted]
-
-
-def _chosen_workloads(suite: Suite, filters: Filters) -> list[WorkloadEntry]:
-    chosen_networks = _chosen([w.network for w in suite.workloads], filters.networks, "network", suite)
-    chosen_datasets = _chosen([w.dataset for w in suite.workloads], filters.datasets, "data set", suite)
-    return [w for w in suite.workloads if w.network in chosen_networks and w.dataset in chosen_datasets]
-
-
-def _chosen_methods(suite: Suite, filters: Filters) -> list[tuple[MethodEntry, Method, str | None]]:
-    """The suite's entries that pass the filter, then the methods of files, each with its checked config."""
-    valid = {word for entry in suite.methods for word in (entry.name, entry.shown)}
-    for word in filters.methods:
-        if word not in valid:
-            raise BadInput(f"suite {suite.name}: no method {word!r}{nearest(word, valid)}")
-    chosen: list[tuple[MethodEntry, Method, str | None]] = []
-    for at, entry in enumerate(suite.methods):
-        try:
-            method = methods.create(entry.name, **entry.config)
-        except ValueError as error:
-            raise BadInput(f"suite {suite.name}: methods.{at}: {error}") from None
-        if not filters.methods or {entry.name, entry.shown} & set(filters.methods):
-            chosen.append((entry, method, None))
-    for file in filters.files:
-        try:
-            kind = methods.load_file(Path(file))
-        except ValueError as error:
-            raise BadInput(str(error)) from None
-        chosen.append((MethodEntry(name=kind.name), kind(), file))
-    return chosen
-
-
-def _chosen_strengths(suite: Suite, entry: MethodEntry, method: Method, filters: Filters) -> list[float]:
-    strengths = list(entry.strengths if entry.strengths is not None else method.strengths)
-    for strength in strengths:
-        if strength < 0 or (method.traits.strength == "ratio" and strength >= 1):
-            raise BadInput(
-                f"suite {suite.name}: method {entry.shown!r}: strengths: {strength:g} is out of range "
-                f"({method.strength_meaning})"
-            )
-    if method.traits.strength == "none":
-        return strengths
-    return _chosen(strengths, filters.strengths, f"strength of {entry.shown!r}:", suite)
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put the place in the suite before a complaint."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from error
 
 
 def _cells(
     suite: Suite,
     subject: _Subject,
-    entry: MethodEntry,
-    method: Method,
-    file: str | None,
+    opened: Entry,
     strengths: list[float],
     seed: int,
 ) -> list[Cell]:
+    entry, method, file = opened.entry, opened.method, opened.file
     traits, recipe = method.traits, subject.entry.recipe
     config = method.config.model_dump(mode="json")
     settings = MethodSettings(
@@ -215,27 +190,13 @@ def _cells(
         config=config,
         granularity=traits.granularity,
         strength_kind=traits.strength,
-        source=file or "builtin",
+        source=file or methods.source(entry.name),
     )
-    identity = dict(config)
-    if file is not None:  # an edited file is another method
-        identity["source_digest"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     groups: list[tuple[float | None, list[float]]]
     groups = [(None, strengths)] if traits.trains_once else [(strength, [strength]) for strength in strengths]
     cells = []
     for strength, served in groups:
-        train = train_id(
-            dataset=subject.workload.dataset,
-            dataset_fingerprint=subject.workload.dataset_fingerprint,
-            network=subject.workload.network,
-            recipe=subject.workload.recipe,
-            recipe_defaults=recipe_defaults(),
-            method=entry.name,
-            config=identity,
-            config_defaults=config_defaults(type(method)),
-            strength=strength,
-            seed=seed,
-        )
+        train = identify(subject.workload, settings, type(method), file, strength, seed)
         steps = -(-subject.train_size // recipe.batch_size) * recipe.epochs
         cells.append(
             Cell(
@@ -255,13 +216,39 @@ def _cells(
     return cells
 
 
+def identify(
+    workload: Workload,
+    settings: MethodSettings,
+    kind: type[Method],
+    file: str | None,
+    strength: float | None,
+    seed: int,
+) -> str:
+    """The id of a training. file: of a method that comes by path; an edited file is another method."""
+    config = dict(settings.config)
+    if file is not None:
+        config["source_digest"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    return train_id(
+        dataset=workload.dataset,
+        dataset_fingerprint=workload.dataset_fingerprint,
+        network=workload.network,
+        recipe=workload.recipe,
+        recipe_defaults=recipe_defaults(),
+        method=settings.name,
+        config=config,
+        config_defaults=config_defaults(kind),
+        strength=strength,
+        seed=seed,
+    )
+
+
 def _pretraining(subject: _Subject, method: Method, seed: int) -> Pretraining | None:
     """The leading shared phase of a method, if it has one."""
     epochs = subject.entry.recipe.epochs
     try:
         first = plan_phases(method.phases(epochs), epochs)[0]
     except ValueError as error:
-        raise BadInput(f"network {subject.entry.network}: recipe.epochs: {method.name}: {error}") from None
+        raise BadInput(f"{subject.where}.recipe.epochs: {method.name}: {error}") from None
     if not first.phase.shared:
         return None
     payload = {
@@ -292,5 +279,5 @@ def _refuse_equal_entries(plan: Plan) -> None:
         label = seen.setdefault(cell.train_id, cell.method.label)
         if label != cell.method.label:
             raise BadInput(
-                f"suite {cell.suite}: methods: {label!r} and {cell.method.label!r} are the same settings"
+                f"{plan.suite.where}: methods: {label!r} and {cell.method.label!r} are the same settings"
             )

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from bench.errors import BadInput, nearest
 from bench.training.recipe import Recipe
@@ -32,7 +32,7 @@ class MethodEntry(_Checked):
 
     name: str
     label: str = ""
-    strengths: tuple[float, ...] | None = None
+    strengths: tuple[float, ...] | None = Field(default=None, min_length=1)
     config: dict[str, Any] = {}
 
     @property
@@ -55,6 +55,12 @@ class Suite(_Checked):
     workloads: tuple[WorkloadEntry, ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     measure: MeasureEntry = MeasureEntry()
+    _file: str = PrivateAttr("")
+
+    @property
+    def where(self) -> str:
+        """What a complaint calls it: the file of the user's own, the name of one that comes with the package."""
+        return self._file or f"suite {self.name}"
 
 
 def shipped() -> list[str]:
@@ -87,12 +93,14 @@ def load(name_or_path: str) -> Suite:
         suite = Suite.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
         raise BadInput(f"{path}: {one_line(error, Suite)}") from None
+    if name_or_path.endswith(".toml"):
+        suite._file = name_or_path
     _refuse_twins(path, suite)
     return suite
 
 
 def _refuse_twins(path: Path, suite: Suite) -> None:
-    """Two entries of one label, or one workload twice, would share a row of the table."""
+    """Two entries of one label, or one workload, seed or strength twice, would share a row of the table."""
     labels = [entry.shown for entry in suite.methods]
     for label in labels:
         if labels.count(label) > 1:
@@ -103,6 +111,10 @@ def _refuse_twins(path: Path, suite: Suite) -> None:
     for pair in pairs:
         if pairs.count(pair) > 1:
             raise BadInput(f"{path}: workloads: {pair[0]} with {pair[1]} stands there twice")
+    numbers = {f"methods.{at}.strengths": entry.strengths or () for at, entry in enumerate(suite.methods)}
+    for key, given in {"seeds": suite.seeds, **numbers}.items():
+        if twice := [value for value in given if given.count(value) > 1]:
+            raise BadInput(f"{path}: {key}: {twice[0]:g} stands there twice")
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:

@@ -16,7 +16,7 @@ class Recipe(BaseModel):
     gradient_clip: on the global norm, 0 for none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(gt=0)
     batch_size: int = Field(default=128, gt=0)
