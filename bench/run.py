@@ -84,9 +84,10 @@ def _already_done(suite: suites.Suite, store: Store, request: str, console: Cons
     failed = shortcut.failures(store, remembered)
     if failed is None:
         return None
+    ended = f"have ended, {failed} records are failures" if failed else "are done"
     console.print(
         f"suite {suite.name}: all {len(remembered.points)} operating points of {len(remembered.trains)} "
-        f"trainings are done; the report lies in {layout.report(store.root)}",
+        f"trainings {ended}; the report lies in {layout.report(store.root)}",
         highlight=False,
         markup=False,
         soft_wrap=True,
@@ -98,7 +99,7 @@ def _close(failed: int, console: Console) -> int:
     if not failed:
         return EXIT_DONE
     console.print(
-        f"{failed} records are failures; the leaderboard shows them, --retry-failed tries them again",
+        f"failures: {failed}; the leaderboard shows them, --retry-failed tries them again",
         highlight=False,
         markup=False,
     )
@@ -150,28 +151,24 @@ def _measure(plan: Plan, store: Store, options: RunOptions, console: Console) ->
         return []
     import torch
 
-    from bench.execute.measuring import planned_id
-    from bench.execute.pool import Job, run_jobs
-    from bench.execute.worker import MeasureTask
+    from bench.execute.measuring import Wanted, measure_all, planned_id
 
     device = torch.device(options.device)
-    jobs: list[Job[Any]] = []
-    ids = []
-    for cell in plan.cells:
-        if cell.method.granularity == "weight":
-            continue  # zeros among the weights cost a dense kernel the same: no kernel, no latency
-        for strength, point in cell.points:
-            if store.status("point", point) != "done":
-                continue
-            id = planned_id(point, device, preset)
-            ids.append(id)
-            if store.status("measure", id) is None:
-                title = f"{cell.workload.network} · {cell.method.label} {strength:g} · seed {cell.seed}"
-                jobs.append(Job(id, MeasureTask(point, options.results, options.device, preset), title, 1.0))
-    if jobs:
-        with Display(f"{plan.suite.name}: measuring latency", jobs, console) as display:
-            run_jobs(jobs, 1, display)
-    return ids
+    wanted = [
+        Wanted(
+            options.results,
+            point,
+            f"{cell.workload.network} · {cell.method.label} {strength:g} · seed {cell.seed}",
+        )
+        for cell in plan.cells
+        if cell.method.granularity != "weight"  # zeros cost a dense kernel the same: no kernel, no latency
+        for strength, point in cell.points
+        if store.status("point", point) == "done"
+    ]
+    measure_all(
+        f"{plan.suite.name}: measuring latency", wanted, device, preset, console, options.retry_failed
+    )
+    return [planned_id(one.point_id, device, preset) for one in wanted]
 
 
 def _failed(plan: Plan, store: Store, measures: list[str]) -> int:

@@ -1,12 +1,14 @@
-"""The measure stage of one operating point: latency of its compact network beside the dense one, on this device."""
+"""The measure stage: latency of compact networks beside the dense one, on this device."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,14 +16,30 @@ from bench import networks
 from bench.compaction.archive import load_compact
 from bench.execute import layout
 from bench.execute.cell import describe_failure
+from bench.execute.pool import Job, run_jobs
+from bench.execute.progress import Display
+from bench.execute.worker import MeasureTask
 from bench.measure.latency import FULL, QUICK, compare_latency, settings
 from bench.measure.machine import describe, versions
 from bench.measure.memory import peak_bytes
 from bench.records.ids import measure_id
-from bench.records.schema import MeasureRecord, PointRecord
+from bench.records.schema import Failure, MeasureRecord, PointRecord
 from bench.records.store import Store
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 PRESETS = {"quick": QUICK, "full": FULL}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A point to measure. results: the folder that holds its record and its compact network; title: what a person
+    sees."""
+
+    results: Path
+    point_id: str
+    title: str
 
 
 def planned_id(point_id: str, device: torch.device, preset: str) -> str:
@@ -29,17 +47,51 @@ def planned_id(point_id: str, device: torch.device, preset: str) -> str:
     return measure_id(point_id, describe(device).device, PRESETS[preset].model_dump(mode="json"))
 
 
+def measure_all(
+    title: str,
+    wanted: Sequence[Wanted],
+    device: torch.device,
+    preset: str,
+    console: Console,
+    retry_failed: bool = False,
+) -> int:
+    """Measure what has no record yet, one network at a time while nothing else runs; how many there were to do."""
+    finished = {"done"} if retry_failed else {"done", "failed"}
+    jobs: list[Job[MeasureTask]] = []
+    for one in wanted:
+        id = planned_id(one.point_id, device, preset)
+        if Store(one.results).status("measure", id) not in finished:
+            task = MeasureTask(one.point_id, one.results, str(device), preset)
+            jobs.append(Job(id, task, one.title, 1.0))
+
+    def on_lost(task: MeasureTask, kind: str, reason: str) -> None:
+        failure = Failure(kind=kind, reason=reason)
+        _write(task.point_id, task.results, device, preset, 0.0, status="failed", failure=failure)
+
+    if jobs:
+        with Display(title, jobs, console) as display:
+            run_jobs(jobs, 1, display, on_lost=on_lost)
+    return len(jobs)
+
+
 def measure_point(point_id: str, results: Path, device: torch.device, preset: str) -> bool:
     """Measure and record; True when it went well. Needs the point's record and its compact network, nothing else."""
-    store = Store(results)
-    point = store.read("point", point_id)
-    assert isinstance(point, PointRecord)
     began = time.perf_counter()
     found: dict[str, Any]
     try:
         found = {"status": "done", **_measure(point_id, results, device, preset)}
     except Exception as error:
         found = {"status": "failed", "failure": describe_failure(error)}
+    _write(point_id, results, device, preset, time.perf_counter() - began, **found)
+    return found["status"] == "done"
+
+
+def _write(
+    point_id: str, results: Path, device: torch.device, preset: str, seconds: float, **found: Any
+) -> None:
+    store = Store(results)
+    point = store.read("point", point_id)
+    assert isinstance(point, PointRecord)
     store.write(
         MeasureRecord(
             id=planned_id(point_id, device, preset),
@@ -53,14 +105,13 @@ def measure_point(point_id: str, results: Path, device: torch.device, preset: st
             device=device.type,
             protocol=PRESETS[preset].model_dump(mode="json"),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
             versions=versions(),
             machine=describe(device),
             settings=settings(device),
             **found,
         )
     )
-    return found["status"] == "done"
 
 
 def _measure(point_id: str, results: Path, device: torch.device, preset: str) -> dict[str, Any]:

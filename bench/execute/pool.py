@@ -54,11 +54,13 @@ class _Worker(Generic[T]):
         self.process.start()
         theirs.close()
         self.job: Job[T] | None = None
-        self.began = 0.0
+        self.began: float | None = None
+        """When the process took up the job: it starts for seconds before its first one, which no timeout counts."""
 
     def give(self, job: Job[T]) -> None:
-        self.job, self.began = job, time.monotonic()
-        self.pipe.send(job.task)
+        self.job, self.began = job, None
+        with suppress(OSError):  # a process that has died just now: the next look at its pipe says so
+            self.pipe.send(job.task)
 
     def stop(self) -> None:
         """An idle worker leaves by itself when its pipe closes; one at work is ended."""
@@ -93,6 +95,8 @@ def run_jobs(
             for worker in [w for w in team if w.job is None]:
                 job = next((j for j in waiting if not (set(j.needs) & keys) - done), None)
                 if job is not None:
+                    if not worker.process.is_alive():  # died while it was idle: no job's fault
+                        worker = _replace(worker, team)
                     waiting.remove(job)
                     worker.give(job)
                     busy[worker.pipe] = worker
@@ -104,9 +108,7 @@ def run_jobs(
                 done.add(job.key)
                 if kind:
                     on_lost(job.task, kind, reason)
-                    worker.stop()
-                    with _one_thread_each():
-                        team[team.index(worker)] = _Worker()
+                    _replace(worker, team)
                 worker.job = None
                 watcher.ended(job, ok, reason)
                 all_well &= ok
@@ -114,6 +116,14 @@ def run_jobs(
         for worker in team:
             worker.stop()
     return all_well
+
+
+def _replace(worker: _Worker[T], team: list[_Worker[T]]) -> _Worker[T]:
+    worker.stop()
+    with _one_thread_each():
+        fresh: _Worker[T] = _Worker()
+    team[team.index(worker)] = fresh
+    return fresh
 
 
 def _outcomes(
@@ -130,11 +140,13 @@ def _outcomes(
                 worker.process.join(timeout=5)
                 yield worker, False, "killed", f"the process ended with exit code {worker.process.exitcode}"
                 continue
-            if kind == "progress":
+            if kind == "began":
+                worker.began = time.monotonic()
+            elif kind == "progress":
                 watcher.moved(worker.job, value, text)
             else:
                 yield worker, value, "", ""
-        elif timeout is not None and time.monotonic() - worker.began > timeout:
+        elif timeout and worker.began is not None and time.monotonic() - worker.began > timeout:
             yield worker, False, "timeout", f"not done within {timeout:g} s"
 
 

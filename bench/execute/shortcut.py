@@ -58,11 +58,14 @@ def recall(results: Path, request: str) -> Remembered | None:
 
 
 def failures(store: Store, remembered: Remembered) -> int | None:
-    """How many of the remembered records are failures; None where one is missing."""
+    """How many of the remembered points and measurements failed, as `bench run` counts; None where a record is
+    missing."""
     stages: dict[Stage, list[str]] = {
         "train": remembered.trains,
         "point": remembered.points,
         "measure": remembered.measures,
     }
-    found = [store.status(stage, record) for stage, ids in stages.items() for record in ids]
-    return None if None in found else found.count("failed")
+    found = {stage: [store.status(stage, record) for record in ids] for stage, ids in stages.items()}
+    if any(None in statuses for statuses in found.values()):
+        return None
+    return found["point"].count("failed") + found["measure"].count("failed")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -67,22 +69,24 @@ class MeasureTask:
 
 
 def work(pipe: Connection) -> None:
-    """Serve tasks until the pipe closes. The parent alone answers to Ctrl-C."""
+    """Serve tasks until the pipe closes. The parent alone answers to Ctrl-C, and it has warned of foreign files."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger("bench.records").setLevel(logging.ERROR)
     import torch
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # decaying weights would otherwise slow a step many times over
 
-    def report(fraction: float, doing: str) -> None:
+    def tell(kind: str, value: float | bool, text: str) -> None:
         try:
-            pipe.send(("progress", fraction, doing))
+            pipe.send((kind, value, text))
         except OSError:  # the parent is gone; nobody waits for the result
             os._exit(1)
 
-    try:
-        while True:
+    while True:
+        try:
             task: CellTask | PretrainTask | MeasureTask = pipe.recv()
-            pipe.send(("ended", task.run(report), ""))
-    except (EOFError, OSError):
-        return
+        except (EOFError, OSError):
+            return
+        tell("began", 0.0, "")
+        tell("ended", task.run(partial(tell, "progress")), "")

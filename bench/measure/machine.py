@@ -3,6 +3,7 @@ nothing raises: what cannot be found out is `unknown`, 0 or absent."""
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -77,6 +78,7 @@ def _gpu_name(device: torch.device) -> str:
         return UNKNOWN
 
 
+@functools.cache  # a process of its own, and asked for with every id of a measurement
 def _gpu_driver() -> str | None:
     lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
     return lines[0].strip() if lines else None

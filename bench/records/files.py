@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from pathlib import Path
@@ -17,6 +18,10 @@ from bench.records.schema import (
 )
 
 AnyRecord = TrainRecord | PointRecord | MeasureRecord
+
+
+_log = logging.getLogger("bench.records")
+_warned: set[tuple[Path, str]] = set()
 
 
 class NotARecord(Exception):
@@ -60,6 +65,13 @@ def load(path: Path) -> AnyRecord:
     if path.stem != record.id:
         raise NotARecord(f"holds the record {record.id!r}, which the file is not named after")
     return record
+
+
+def warn_skipped(path: Path, reason: Exception) -> None:
+    """Say once, not at every look, that a file is no record."""
+    if (path, str(reason)) not in _warned:
+        _warned.add((path, str(reason)))
+        _log.warning("%s: skipped: %s", path, reason)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

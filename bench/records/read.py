@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from bench.errors import BadInput, nearest
-from bench.records.files import NotARecord, load
+from bench.records.files import NotARecord, load, warn_skipped
 from bench.records.schema import RECORD_TYPES, MeasureRecord, PointRecord, Stage, TrainRecord
 
 if TYPE_CHECKING:
     import pandas
-
-_log = logging.getLogger("bench.records")
 
 
 class Records(NamedTuple):
@@ -45,10 +42,10 @@ def read_records(directory: str | Path) -> Records:
         try:
             record = load(path)
         except (NotARecord, OSError) as error:
-            _log.warning("%s: skipped: %s", path, error)
+            warn_skipped(path, error)
             continue
         if record.kind != path.resolve().parent.name:
-            _log.warning("%s: skipped: a %s record in the wrong folder", path, record.kind)
+            warn_skipped(path, NotARecord(f"a {record.kind} record in the wrong folder"))
             continue
         known = by_stage[record.kind].get(record.id)
         if known is None or known.created < record.created:

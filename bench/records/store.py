@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from bench.errors import BadInput
-from bench.records.files import AnyRecord, NotARecord, load, sync_folder, write_atomically
+from bench.records.files import AnyRecord, NotARecord, load, sync_folder, warn_skipped, write_atomically
 from bench.records.schema import RECORD_TYPES, Stage, Status
 
 _log = logging.getLogger("bench.records")
@@ -43,7 +43,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (NotARecord, OSError) as error:
-            _log.warning("%s: skipped: %s", path, error)
+            warn_skipped(path, error)
             return None
 
     def status(self, stage: Stage, id: str) -> Status | None:
@@ -61,14 +61,7 @@ class Store:
     def check_writable(self) -> None:
         """Raise `BadInput` where records could not be written. Leaves nothing behind, no folder either."""
         for folder in (self.root, *(self.root / stage for stage in RECORD_TYPES)):
-            existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
-            try:
-                with tempfile.TemporaryFile(dir=existing):
-                    pass
-            except OSError as error:
-                raise BadInput(
-                    f"results folder {self.root}: cannot write in {existing}: {error.strerror}"
-                ) from None
+            check_writable(folder, f"results folder {self.root}")
 
     def _set_foreign_aside(self, path: Path, stage: Stage) -> None:
         try:
@@ -84,6 +77,16 @@ class Store:
         path.rename(aside)
         sync_folder(path.parent)
         _log.warning("%s: kept as %s: %s", path, aside.name, reason)
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Raise `BadInput` where nothing could be written to `folder`, which need not be there yet. Leaves nothing."""
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise BadInput(f"{what}: cannot write in {existing}: {error.strerror}") from None
 
 
 def _load(path: Path, stage: Stage) -> AnyRecord:
