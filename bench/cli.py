@@ -157,14 +157,13 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bench.plan import make_plan
     from bench.records.store import Store
-    from bench.run import print_plan
+    from bench.run import plan_elsewhere, print_plan
     from bench.suite import load
 
     suite = load(options.suite)
     resolved = _run_options(options)
-    plan = make_plan(suite, _chosen(options), resolved.data_root)
+    plan = plan_elsewhere(suite, _chosen(options), resolved)
     print_plan(plan, Store(resolved.results), resolved, _console())
     return EXIT_DONE
 

@@ -14,19 +14,12 @@ from bench import networks
 from bench.compaction.archive import load_compact
 from bench.execute import layout
 from bench.execute.cell import describe_failure
-from bench.measure.latency import FULL, QUICK, compare_latency, settings
+from bench.measure.latency import compare_latency, settings
 from bench.measure.machine import describe, versions
 from bench.measure.memory import peak_bytes
-from bench.records.ids import measure_id
+from bench.measure.presets import PRESETS, planned_id
 from bench.records.schema import MeasureRecord, PointRecord
 from bench.records.store import Store
-
-PRESETS = {"quick": QUICK, "full": FULL}
-
-
-def planned_id(point_id: str, device: torch.device, preset: str) -> str:
-    """The id of the measurement that `measure_point` would record."""
-    return measure_id(point_id, describe(device).device, PRESETS[preset].model_dump(mode="json"))
 
 
 def measure_point(point_id: str, results: Path, device: torch.device, preset: str) -> bool:

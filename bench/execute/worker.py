@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.plan import Cell
+from bench.cells import Cell
 
 
 @dataclass(frozen=True)
