@@ -184,7 +184,7 @@ def _status(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from bench.report.views import write_views
 
-    write_views(options.results, _console(), out=options.out)
+    write_views(options.results, _console(), out=options.out, readme=options.readme)
     return EXIT_DONE
 
 
