@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, help="folder to write to (default: report/ in the results folder)"
     )
+    report.add_argument("--readme", type=Path, help="a Markdown file whose marked parts are made anew")
 
     push = _command(commands, "push", "replay the records into Weights & Biases", _push)
     _reading(push)

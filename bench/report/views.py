@@ -27,8 +27,8 @@ def write_views(
 ) -> None:
     """Print the leaderboard; write it, with the figures, to `out` (the report folder of the results).
 
-    labels: point id → label; only these points are shown, under these labels. All of the folder where left out. readme: a
-    file whose marked parts are made anew.
+    labels: point id → label; only these points are shown, under these labels. All of the folder where left out.
+    readme: a file whose marked parts are made anew.
     """
     frame = read_results(results)
     if labels is not None:
