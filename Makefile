@@ -12,7 +12,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
 
 perf: $(READY)
-	@$(BIN)/python tests/performance/ratios.py $(ARGS)
+	@$(BIN)/python tests/performance/run_all.py $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, help="folder to write to (default: report/ in the results folder)"
     )
+    report.add_argument("--readme", type=Path, help="a Markdown file whose marked parts are made anew")
 
     push = _command(commands, "push", "replay the records into Weights & Biases", _push)
     _reading(push)
@@ -157,14 +158,13 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from bench.plan import make_plan
     from bench.records.store import Store
-    from bench.run import print_plan
+    from bench.run import plan_elsewhere, print_plan
     from bench.suite import load
 
     suite = load(options.suite)
     resolved = _run_options(options)
-    plan = make_plan(suite, _chosen(options), resolved.data_root)
+    plan = plan_elsewhere(suite, _chosen(options), resolved)
     print_plan(plan, Store(resolved.results), resolved, _console())
     return EXIT_DONE
 
@@ -185,7 +185,7 @@ def _status(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from bench.report.views import write_views
 
-    write_views(options.results, _console(), out=options.out)
+    write_views(options.results, _console(), out=options.out, readme=options.readme)
     return EXIT_DONE
 
 

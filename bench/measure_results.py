@@ -9,9 +9,10 @@ from bench.compaction.archive import ARCHITECTURE
 from bench.device import resolve
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout
-from bench.execute.measuring import Wanted, measure_all, planned_id
+from bench.execute.measure_stage import Wanted, measure_all
 from bench.filters import Filters
 from bench.measure.machine import describe
+from bench.measure.presets import planned_id
 from bench.records.read import read_records
 from bench.records.select import select_points, title
 from bench.records.store import Store
@@ -36,7 +37,7 @@ def measure_results(
     for point in dense:
         folder = records.files["point", point.id].parent.parent
         if (layout.compact(folder, point.id) / ARCHITECTURE).is_file():
-            wanted.append(Wanted(folder, point.id, title(point)))
+            wanted.append(Wanted(folder, point.id, planned_id(point.id, device, preset), title(point)))
     if not wanted:
         reason = (
             "no compact network of these points" if dense else "only weights were zeroed: nothing to measure"
@@ -44,10 +45,8 @@ def measure_results(
         raise BadInput(f"results folder {results}: {reason}")
     for folder in dict.fromkeys(one.results for one in wanted):
         Store(folder).check_writable()
-    done = measure_all(f"measuring latency ({preset})", wanted, device, preset, console, retry_failed)
-    statuses = [
-        Store(one.results).status("measure", planned_id(one.point_id, device, preset)) for one in wanted
-    ]
+    done = measure_all(f"measuring latency ({preset})", wanted, str(device), preset, console, retry_failed)
+    statuses = [Store(one.results).status("measure", one.id) for one in wanted]
     failed = sum(status != "done" for status in statuses)
     parts = [f"{len(wanted)} points measured on {describe(device).device} ({preset}), {done} of them now"]
     if failed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,92 +16,30 @@ import torch
 
 import methods
 from bench import data, networks
+from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
 from bench.compaction import find_sites
+from bench.device import resolve
 from bench.errors import BadInput
 from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.macs import count_macs
+from bench.measure.presets import planned_id
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import MethodSettings, Workload
-from bench.records.store import Store
 from bench.suite import Suite, WorkloadEntry
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
 from methods.base import Method, Site
 
 
-@dataclass(frozen=True)
-class Pretraining:
-    """Plain training that several cells share: its id, and for how many epochs at which share of the base rate."""
-
-    id: str
-    epochs: int
-    rate_scale: float
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training and its operating points: plain data, so that it can be sent to a worker.
-
-    points: strength → point id. steps, step_macs: for the estimate of time (optimiser steps, and multiply-accumulates
-    of one forward pass of a batch times the method's passes).
-    """
-
-    suite: str
-    workload: Workload
-    method: MethodSettings
-    method_file: str | None
-    seed: int
-    strength: float | None
-    train_id: str
-    points: tuple[tuple[float, str], ...]
-    pretraining: Pretraining | None
-    steps: int
-    step_macs: float
-
-    @property
-    def title(self) -> str:
-        strength = "" if self.strength is None else f" {self.strength:g}"
-        return f"{self.workload.network} · {self.method.label}{strength} · seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Skip:
-    """A (workload, method) pair that does not run, and why."""
-
-    network: str
-    label: str
-    reason: str
-
-
-@dataclass
-class Plan:
-    suite: Suite
-    cells: list[Cell] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
-
-    def labels(self) -> dict[str, str]:
-        """point id → the label of this suite's entry (a record keeps that of the suite that ran it first)."""
-        return {point: cell.method.label for cell in self.cells for _, point in cell.points}
-
-    def to_do(self, store: Store, retry_failed: bool = False) -> list[Cell]:
-        """The cells that have a stage without a record (or, on request, a failed one)."""
-        finished = {"done"} if retry_failed else {"done", "failed"}
-        return [
-            cell
-            for cell in self.cells
-            if store.status("train", cell.train_id) not in finished
-            or any(store.status("point", point) not in finished for _, point in cell.points)
-        ]
-
-
-def make_plan(suite: Suite, filters: Filters, data_root: Path | None) -> Plan:
+def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_name: str = "cpu") -> Plan:
     """Resolve a suite. Raises BadInput for whatever of it cannot run."""
+    device = resolve(device_name)
     entries = entries_of(suite, filters)
     seeds = numbers(suite, suite.seeds, filters.seeds, "seed")
     strengths = strengths_of(suite, entries, filters)
-    plan = Plan(suite)
+    plan = Plan(suite, str(device))
     for at, workload in workloads(suite, filters):
         subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root)
         for entry in entries:
@@ -115,6 +53,11 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None) -> Plan:
         reasons = "; ".join(f"{skip.label} on {skip.network}: {skip.reason}" for skip in plan.skips)
         raise BadInput(f"{suite.where}: nothing to run{': ' + reasons if reasons else ' with these filters'}")
     _refuse_equal_entries(plan)
+    if suite.measure.latency != "none":
+        for cell in plan.cells:
+            if cell.method.granularity != "weight":
+                ids = {point: planned_id(point, device, suite.measure.latency) for _, point in cell.points}
+                plan.measures.update(ids)
     plan.cells.sort(
         key=lambda cell: suite.seeds.index(cell.seed)
     )  # whole tables first, then more seeds of them

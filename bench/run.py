@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import multiprocessing
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +14,15 @@ from rich.console import Console
 from bench import suite as suites
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED
 from bench.execute import layout, shortcut
+from bench.execute.measure_stage import Wanted, measure_all
+from bench.execute.pool import Job, one_thread_each, run_jobs
 from bench.execute.progress import Display, in_words
+from bench.execute.worker import CellTask, PretrainTask
 from bench.records.store import Store
 
 if TYPE_CHECKING:
-    from bench.plan import Cell, Filters, Plan
+    from bench.cells import Cell, Plan
+    from bench.filters import Filters
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,7 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
     if not options.retry_failed and (code := _already_done(suite, store, request, console)) is not None:
         return code
 
-    from bench.device import resolve
-    from bench.plan import make_plan
-
-    options = replace(options, device=str(resolve(options.device)))
-    plan = make_plan(suite, filters, options.data_root)
+    plan = plan_elsewhere(suite, filters, options)
     store.check_writable()
     for skip in plan.skips:
         console.print(
@@ -68,6 +71,27 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
         ),
     )
     return _close(failed, console)
+
+
+def plan_elsewhere(suite: suites.Suite, filters: Filters, options: RunOptions) -> Plan:
+    """The plan, made in a process that ends with it: planning needs torch and the data, watching does not."""
+    context = multiprocessing.get_context("spawn")
+    with (
+        one_thread_each(),
+        ProcessPoolExecutor(
+            1,
+            context,
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the parent
+        ) as process,
+    ):
+        return process.submit(_make_plan, suite, filters, options).result()
+
+
+def _make_plan(suite: suites.Suite, filters: Filters, options: RunOptions) -> Plan:
+    from bench.plan import make_plan
+
+    return make_plan(suite, filters, options.data_root, options.device)
 
 
 def _request(name_or_path: str, suite: suites.Suite, filters: Filters, options: RunOptions) -> str:
@@ -108,10 +132,6 @@ def _close(failed: int, console: Console) -> int:
 
 def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> None:
     """The train and the point stages of all cells."""
-    from bench.execute.cell import CellRun
-    from bench.execute.pool import Job, run_jobs
-    from bench.execute.worker import CellTask, PretrainTask
-
     cells = plan.to_do(store, options.retry_failed)
     if not cells:
         return
@@ -119,7 +139,7 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
     shared = {i: cell for i, cell in shared.items() if not layout.pretrained(options.results, i).is_file()}
 
     def pretrain_job(id: str, cell: Cell) -> Job[Any]:
-        task = PretrainTask(cell, options.results, options.data_root, options.device)
+        task = PretrainTask(cell, options.results, options.data_root, plan.device)
         title = f"{cell.workload.network} · shared pretraining · seed {cell.seed}"
         return Job(id, task, title, estimated_seconds(cell) * _share(cell))
 
@@ -128,7 +148,7 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
         id = cell.pretraining.id if cell.pretraining else ""
         if id in shared:
             jobs.append(pretrain_job(id, shared.pop(id)))
-        task = CellTask(cell, options.results, options.data_root, options.device, options.retry_failed)
+        task = CellTask(cell, options.results, options.data_root, plan.device, options.retry_failed)
         weight = estimated_seconds(cell) * (1 - _share(cell))
         jobs.append(Job(cell.train_id, task, cell.title, weight, (id,) if id else ()))
 
@@ -136,7 +156,9 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
         if isinstance(task, CellTask):
             import torch
 
-            device = torch.device(options.device)
+            from bench.execute.cell import CellRun
+
+            device = torch.device(plan.device)
             run = CellRun(task.cell, options.results, options.data_root, device, lambda fraction, doing: None)
             run.record_lost(kind, reason)
 
@@ -146,29 +168,15 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
 
 def _measure(plan: Plan, store: Store, options: RunOptions, console: Console) -> list[str]:
     """The measure stage, one network at a time while nothing else runs; the ids of all measurements of the plan."""
+    titles = {
+        point: f"{cell.title} at {strength:g}" for cell in plan.cells for strength, point in cell.points
+    }
+    measures = {p: id for p, id in plan.measures.items() if store.status("point", p) == "done"}
     preset = plan.suite.measure.latency
-    if preset == "none":
-        return []
-    import torch
-
-    from bench.execute.measuring import Wanted, measure_all, planned_id
-
-    device = torch.device(options.device)
-    wanted = [
-        Wanted(
-            options.results,
-            point,
-            f"{cell.workload.network} · {cell.method.label} {strength:g} · seed {cell.seed}",
-        )
-        for cell in plan.cells
-        if cell.method.granularity != "weight"  # zeros cost a dense kernel the same: no kernel, no latency
-        for strength, point in cell.points
-        if store.status("point", point) == "done"
-    ]
-    measure_all(
-        f"{plan.suite.name}: measuring latency", wanted, device, preset, console, options.retry_failed
-    )
-    return [planned_id(one.point_id, device, preset) for one in wanted]
+    wanted = [Wanted(options.results, point, id, titles[point]) for point, id in measures.items()]
+    title = f"{plan.suite.name}: measuring latency"
+    measure_all(title, wanted, plan.device, preset, console, options.retry_failed)
+    return list(measures.values())
 
 
 def _failed(plan: Plan, store: Store, measures: list[str]) -> int:

@@ -127,14 +127,6 @@ def needed_units(graph: Graph, known: Values, fold_padded: bool = False) -> Tens
     return keep
 
 
-def keep_one(spaces: list[Space], keep: Tensor) -> tuple[str, ...]:
-    """Keeps the first unit of every space that would be empty; the names of these sites."""
-    empty = [space for space in spaces if not bool(keep[space.units].any())]
-    for space in empty:
-        keep[space.units[0]] = True
-    return tuple(space.site.name for space in empty)
-
-
 def balance(graph: Graph, keep: Tensor) -> bool:
     """Keeps further units where a grouped convolution would be left with groups of different size; a group
     without any unit goes. Whether something changed."""
@@ -158,3 +150,15 @@ def balance(graph: Graph, keep: Tensor) -> bool:
                     keep[group[~keep[group]][: max(0, missing)]] = True
         settled = int(keep.sum()) == count
     return int(keep.sum()) != before
+
+
+def keep_runnable(graph: Graph, spaces: list[Space], keep: Tensor) -> tuple[str, ...]:
+    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every
+    space that would be empty. The names of the sites of which no unit was needed."""
+    empty = [space for space in spaces if not bool(keep[space.units].any())]
+    balance(graph, keep)  # first, as it may leave a unit where none was needed
+    for space in empty:
+        if not bool(keep[space.units].any()):
+            keep[space.units[0]] = True
+    balance(graph, keep)
+    return tuple(space.site.name for space in empty)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bench.compaction.architecture import Architecture, LayerChange
 from bench.compaction.graph import build_graph, fitting, plain_copy
 from bench.compaction.layers import change_layers
-from bench.compaction.liveness import balance, keep_one, needed_units, values
+from bench.compaction.liveness import keep_runnable, needed_units, values
 from bench.compaction.rewrite import cut, fold_constants
 from bench.compaction.sites import find_spaces, switch_off
 from bench.compaction.verify import Certificate, certify, masked_reference
@@ -50,8 +50,7 @@ def compact(network: nn.Module, plan: SparsityPlan, example: Tensor, real: Tenso
     known = values(graph)
     keep = needed_units(graph, known)
     held = keep & ~needed_units(graph, known, fold_padded=True)
-    collapsed = keep_one(spaces, keep)
-    balance(graph, keep)
+    collapsed = keep_runnable(graph, spaces, keep)
     added = fold_constants(graph, keep, known)
     cut(graph, keep)
 

@@ -17,6 +17,7 @@ from torch import nn
 
 import methods
 from bench import data, networks
+from bench.cells import Cell
 from bench.compaction import (
     Architecture,
     Compacted,
@@ -34,7 +35,6 @@ from bench.execute import layout
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
 from bench.measure.machine import describe, versions
-from bench.plan import Cell
 from bench.records.schema import CertificatePart, Failure, PointRecord, TrainRecord
 from bench.records.store import Store
 from bench.training.checkpoint import read_state, write_state

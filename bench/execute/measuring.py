@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,62 +14,17 @@ from bench import networks
 from bench.compaction.archive import load_compact
 from bench.execute import layout
 from bench.execute.cell import describe_failure
-from bench.execute.pool import Job, run_jobs
-from bench.execute.progress import Display
-from bench.execute.worker import MeasureTask
-from bench.measure.latency import FULL, QUICK, compare_latency, settings
+from bench.measure.latency import compare_latency, settings
 from bench.measure.machine import describe, versions
 from bench.measure.memory import peak_bytes
-from bench.records.ids import measure_id
+from bench.measure.presets import PRESETS, planned_id
 from bench.records.schema import Failure, MeasureRecord, PointRecord
 from bench.records.store import Store
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-PRESETS = {"quick": QUICK, "full": FULL}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A point to measure. results: the folder that holds its record and its compact network; title: what a person
-    sees."""
-
-    results: Path
-    point_id: str
-    title: str
-
-
-def planned_id(point_id: str, device: torch.device, preset: str) -> str:
-    """The id of the measurement that `measure_point` would record."""
-    return measure_id(point_id, describe(device).device, PRESETS[preset].model_dump(mode="json"))
-
-
-def measure_all(
-    title: str,
-    wanted: Sequence[Wanted],
-    device: torch.device,
-    preset: str,
-    console: Console,
-    retry_failed: bool = False,
-) -> int:
-    """Measure what has no record yet, one network at a time while nothing else runs; how many there were to do."""
-    finished = {"done"} if retry_failed else {"done", "failed"}
-    jobs: list[Job[MeasureTask]] = []
-    for one in wanted:
-        id = planned_id(one.point_id, device, preset)
-        if Store(one.results).status("measure", id) not in finished:
-            task = MeasureTask(one.point_id, one.results, str(device), preset)
-            jobs.append(Job(id, task, one.title, 1.0))
-
-    def on_lost(task: MeasureTask, kind: str, reason: str) -> None:
-        failure = Failure(kind=kind, reason=reason)
-        _write(task.point_id, task.results, device, preset, 0.0, status="failed", failure=failure)
-
-    if jobs:
-        with Display(title, jobs, console) as display:
-            run_jobs(jobs, 1, display, on_lost=on_lost)
-    return len(jobs)
+def record_lost(point_id: str, results: Path, device: torch.device, preset: str, failure: Failure) -> None:
+    """A failed record for a measurement whose process died."""
+    _write(point_id, results, device, preset, 0.0, status="failed", failure=failure)
 
 
 def measure_point(point_id: str, results: Path, device: torch.device, preset: str) -> bool:

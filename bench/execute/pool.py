@@ -88,7 +88,7 @@ def run_jobs(
     busy: dict[Connection, _Worker[T]] = {}
     keys = {job.key for job in jobs}
     all_well = True
-    with _one_thread_each():
+    with one_thread_each():
         team: list[_Worker[T]] = [_Worker() for _ in range(min(workers, len(jobs)))]
     try:
         while waiting or busy:
@@ -120,7 +120,7 @@ def run_jobs(
 
 def _replace(worker: _Worker[T], team: list[_Worker[T]]) -> _Worker[T]:
     worker.stop()
-    with _one_thread_each():
+    with one_thread_each():
         fresh: _Worker[T] = _Worker()
     team[team.index(worker)] = fresh
     return fresh
@@ -151,7 +151,7 @@ def _outcomes(
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """A child reads its thread count from the environment when it imports its numeric libraries."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}

@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from bench.plan import Cell
+from bench.cells import Cell
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from bench.execute import layout
 from bench.records.read import read_results
 from bench.report.figures import write_figures
 from bench.report.leaderboard import leaderboard, write_leaderboard
+from bench.report.readme import update_readme
 from bench.report.terminal import print_leaderboard
 
 if TYPE_CHECKING:
@@ -18,11 +19,16 @@ if TYPE_CHECKING:
 
 
 def write_views(
-    results: Path, console: Console, labels: Mapping[str, str] | None = None, out: Path | None = None
+    results: Path,
+    console: Console,
+    labels: Mapping[str, str] | None = None,
+    out: Path | None = None,
+    readme: Path | None = None,
 ) -> None:
     """Print the leaderboard; write it, with the figures, to `out` (the report folder of the results).
 
     labels: point id → label; only these points are shown, under these labels. All of the folder where left out.
+    readme: a file whose marked parts are made anew.
     """
     frame = read_results(results)
     if labels is not None:
@@ -35,6 +41,8 @@ def write_views(
     print_leaderboard(leaderboard(frame), console)
     tables = write_leaderboard(frame, folder)
     figures = write_figures(frame, folder)
+    if readme is not None:
+        update_readme(readme, frame, folder)
     console.print("written:", highlight=False)
-    for path in [*tables.values(), *figures]:
+    for path in [*tables.values(), *figures, *([readme] if readme else [])]:
         console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)
