@@ -58,11 +58,9 @@ def _parser() -> argparse.ArgumentParser:
         running.add_argument("suite", metavar="SUITE", help="a name of `bench list suites`, or a .toml file")
         _filters(running)
         _results(running)
-        running.add_argument("--data-root", type=Path, help="folder of the data sets (default: $BENCH_DATA)")
+        _data(running)
         running.add_argument("--jobs", type=_positive, default=None, help="processes (default: the cores)")
-        running.add_argument(
-            "--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)"
-        )
+        _device(running)
         running.add_argument(
             "--retry-failed", action="store_true", help="try cells with a failed record again"
         )
@@ -74,12 +72,42 @@ def _parser() -> argparse.ArgumentParser:
     _reading(status)
     _json(status)
 
+    measure = _command(
+        commands,
+        "measure",
+        "measure latency later, or on another machine, from the compact networks",
+        _measure,
+    )
+    _reading(measure)
+    _filters(measure, files=False)
+    _device(measure)
+    measure.add_argument(
+        "--latency", choices=["quick", "full"], default="quick", help="how long (default: %(default)s)"
+    )
+    measure.add_argument("--retry-failed", action="store_true", help="try failed measurements again")
+
+    verify = _command(
+        commands,
+        "verify",
+        "load, score and prove the compact networks again; exit code 3 if any disagrees",
+        _verify,
+    )
+    _reading(verify)
+    _filters(verify, files=False)
+    _data(verify)
+
     report = _command(commands, "report", "make leaderboard and figures anew from the records", _report)
     _reading(report)
     report.add_argument(
         "--out", type=Path, help="folder to write to (default: report/ in the results folder)"
     )
     report.add_argument("--readme", type=Path, help="a Markdown file whose marked parts are made anew")
+
+    figures = _command(commands, "figures", "make only the figures anew from the records", _figures)
+    _reading(figures)
+    figures.add_argument(
+        "--out", type=Path, help="folder to write to (default: report/ in the results folder)"
+    )
 
     push = _command(commands, "push", "replay the records into Weights & Biases", _push)
     _reading(push)
@@ -88,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--offline", action="store_true", help="write a W&B folder, send nothing")
 
     doctor = _command(commands, "doctor", "what this machine has: versions, device, data sets", _doctor)
-    doctor.add_argument("--data-root", type=Path)
+    _data(doctor)
+
+    new_method = _command(
+        commands, "new-method", "write NAME.py here: a method that works, to change", _new_method
+    )
+    new_method.add_argument("name", metavar="NAME", help="such as my-method")
     return parser
 
 
@@ -100,13 +133,15 @@ def _command(
     return parser
 
 
-def _filters(parser: argparse.ArgumentParser) -> None:
+def _filters(parser: argparse.ArgumentParser, files: bool = True) -> None:
+    """files: whether a method may come by path."""
+    says = "only this method or label"
     parser.add_argument(
         "--method",
         action="append",
         default=[],
-        metavar="NAME|FILE.py",
-        help="only this method or label of the suite; a file adds the method it defines (repeatable)",
+        metavar="NAME|FILE.py" if files else "NAME",
+        help=f"{says}; a file adds the method it defines (repeatable)" if files else f"{says} (repeatable)",
     )
     parser.add_argument("--network", action="append", default=[], help="only this network (repeatable)")
     parser.add_argument("--dataset", action="append", default=[], help="only this data set (repeatable)")
@@ -114,6 +149,16 @@ def _filters(parser: argparse.ArgumentParser) -> None:
         "--strength", action="append", default=[], type=float, help="only this one (repeatable)"
     )
     parser.add_argument("--seed", action="append", default=[], type=int, help="only this seed (repeatable)")
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: $BENCH_DATA)")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 … (default: cuda where there is one)"
+    )
 
 
 def _results(parser: argparse.ArgumentParser) -> None:
@@ -137,16 +182,18 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError("must be more than 0")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return number
 
 
@@ -189,11 +236,39 @@ def _report(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _figures(options: argparse.Namespace) -> int:
+    from bench.report.views import write_only_figures
+
+    write_only_figures(options.results, _console(), out=options.out)
+    return EXIT_DONE
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from bench.measure_results import measure_results
+
+    return measure_results(
+        options.results, _chosen(options), options.device, options.latency, options.retry_failed, _console()
+    )
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from bench.verify_results import verify_results
+
+    return verify_results(options.results, _chosen(options), _data_root(options), _console())
+
+
+def _new_method(options: argparse.Namespace) -> int:
+    from bench.new_method import write_new_method
+
+    write_new_method(options.name, Path(), _console())
+    return EXIT_DONE
+
+
 def _push(options: argparse.Namespace) -> int:
     from bench.report.wandb_push import push
 
     pushed = push(options.results, options.project, entity=options.entity, offline=options.offline)
-    _console().print(f"{pushed}", highlight=False, markup=False)
+    _console().print(pushed.in_words(options.project), highlight=False, markup=False, soft_wrap=True)
     return EXIT_DONE
 
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from bench import suite as suites
+from bench.errors import BadInput
 
 
 def print_list(what: str, as_json: bool) -> None:
@@ -20,31 +21,55 @@ def print_list(what: str, as_json: bool) -> None:
 
 
 def _methods() -> list[dict[str, Any]]:
+    import dataclasses
+
     import methods
 
+    try:
+        kinds = [methods.get(name) for name in methods.available()]
+    except ValueError as error:  # a file or an entry point that gives no method
+        raise BadInput(str(error)) from None
     entries = []
-    for name in methods.available():
-        kind = methods.get(name)
-        traits = kind().traits
+    for kind in kinds:
+        method = kind()
         entries.append(
             {
-                "name": name,
-                "says": f"{kind.title} ({traits.granularity}). {kind.paper}",
+                "name": kind.name,
+                "says": f"{kind.title} ({method.traits.granularity}). {kind.paper}",
                 "title": kind.title,
                 "paper": kind.paper,
-                "granularity": traits.granularity,
+                "source": methods.source(kind.name),
+                "traits": dataclasses.asdict(method.traits),
                 "strengths": list(kind.strengths),
                 "strength_meaning": kind.strength_meaning,
-                "settings": {key: str(field.default) for key, field in kind.Config.model_fields.items()},
+                "settings": method.config.model_dump(mode="json"),
             }
         )
     return entries
 
 
+SIZES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10)}
+"""The data sets that `bench list networks` sizes the networks by."""
+
+
 def _networks() -> list[dict[str, Any]]:
     from bench import networks
+    from bench.measure.size import parameters
 
-    return [{"name": name, "says": ""} for name in networks.available()]
+    entries = []
+    for name in networks.available():
+        counts: dict[str, int | None] = {}
+        for dataset, (shape, classes) in SIZES.items():
+            try:
+                counts[dataset] = parameters(networks.build(name, shape, classes))
+            except BadInput:
+                counts[dataset] = None
+        says = ", ".join(
+            f"{count:,} on {dataset}" if count is not None else f"too large for {dataset}"
+            for dataset, count in counts.items()
+        )
+        entries.append({"name": name, "says": f"parameters: {says}", "parameters": counts})
+    return entries
 
 
 def _datasets() -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from bench import suite as suites
-from bench.errors import EXIT_DONE, EXIT_SOME_FAILED
+from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, one_thread_each, run_jobs
@@ -85,7 +86,12 @@ def plan_elsewhere(suite: suites.Suite, filters: Filters, options: RunOptions) -
             initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the parent
         ) as process,
     ):
-        return process.submit(_make_plan, suite, filters, options).result()
+        try:
+            return process.submit(_make_plan, suite, filters, options).result()
+        except BrokenProcessPool:
+            raise BadInput(
+                f"{suite.where}: the process that plans was ended, out of memory or by a method file"
+            ) from None
 
 
 def _make_plan(suite: suites.Suite, filters: Filters, options: RunOptions) -> Plan:

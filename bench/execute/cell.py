@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from bench.training.loop import Loop, Progress, load_trained, parameter_hash
 from bench.training.phases import PlannedPhase, plan_phases
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
-from methods.base import Method, Phase, Site, StepContext
+from methods.base import Method, Phase, Site, SparsityPlan, StepContext
 
 EVALUATION_BATCH = 1024
 REAL_IMAGES = 256
@@ -50,6 +50,17 @@ REAL_IMAGES = 256
 
 Report = Callable[[float, str], None]
 """Told of the fraction of the cell that is done, and of what it is at."""
+
+
+@dataclass(frozen=True)
+class Proven:
+    """An operating point: what the plan removes, the full network with that switched off, the compact network (its
+    architecture told in units of the full one), and whether the two are equal."""
+
+    plan: SparsityPlan
+    reference: nn.Module
+    compacted: Compacted
+    certificate: CertificatePart
 
 
 class CellRun:
@@ -69,7 +80,7 @@ class CellRun:
         points = [(s, p) for s, p in self.cell.points if self.store.status("point", p) not in finished]
         began = time.perf_counter()
         try:
-            self._open_data()
+            self.open_data()
             trained = self._train_stage()
         except Exception as error:
             failure = describe_failure(error)
@@ -93,7 +104,7 @@ class CellRun:
     def run_pretraining(self) -> bool:
         """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
         try:
-            self._open_data()
+            self.open_data()
             subject = self._subject()
             planned = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)[0]
             self._load_pretrained(subject.network, planned)
@@ -110,7 +121,8 @@ class CellRun:
             if self.store.status("point", point) is None:
                 self.store.write(self._point_record(strength, point, "failed", 0.0, failure=failure))
 
-    def _open_data(self) -> None:
+    def open_data(self) -> None:
+        """Raises BadInput where the data is missing or damaged."""
         dataset = data.load(self.cell.workload.dataset, self.data_root)
         self.dataset = replace(
             dataset, train=dataset.train.to(self.device), validation=dataset.validation.to(self.device)
@@ -122,15 +134,9 @@ class CellRun:
     def _train_stage(self) -> _Trained:
         """Train, or take up what a former run has trained."""
         path = layout.trained(self.results, self.cell.train_id)
+        if self.store.status("train", self.cell.train_id) == "done" and (trained := self.reload()):
+            return trained
         subject = self._subject()
-        if self.store.status("train", self.cell.train_id) == "done":
-            state = read_state(path)
-            if state is not None:
-                context = _resting_context(self.recipe, self.device, self.cell.strength, self.dataset)
-                subject.method.attach(subject.network, subject.sites, context)
-                load_trained(subject.network, subject.method, state)
-                subject.method.detach()
-                return subject
         began = time.perf_counter()
         initial = parameter_hash(subject.network)
         phases = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)
@@ -144,6 +150,18 @@ class CellRun:
         subject.method.detach()
         record = self._train_record("done", time.perf_counter() - began, progress, initial, shared)
         self.store.write(record)
+        return subject
+
+    def reload(self) -> _Trained | None:
+        """The network of a former run, its method detached; None where its file is not there, or not finished."""
+        state = read_state(layout.trained(self.results, self.cell.train_id))
+        if state is None or "position" in state:
+            return None
+        subject = self._subject()
+        context = _resting_context(self.recipe, self.device, self.cell.strength, self.dataset)
+        subject.method.attach(subject.network, subject.sites, context)
+        load_trained(subject.network, subject.method, state)
+        subject.method.detach()
         return subject
 
     def _subject(self) -> _Trained:
@@ -200,24 +218,18 @@ class CellRun:
 
     def _point_stage(self, trained: _Trained, strength: float, point: str) -> PointRecord:
         began = time.perf_counter()
-        plan = trained.method.plan(strength)
-        network = trained.network.eval()
         normalise = Normalise.of(self.dataset, self.device)
-        real = normalise(self.dataset.validation.images[:REAL_IMAGES])
-        reference = masked_reference(network, plan, self.example)
-        compacted = compact(network, plan, self.example, real)
-        if compacted.collapsed:
-            lost = ", ".join(compacted.collapsed)
-            raise CellFailed("collapsed", f"the network loses all its units at {lost}")
         test = data.load_test(self.cell.workload.dataset, self.data_root).to(self.device)
-        certificate = self._certify(reference, compacted, test, normalise)
-        if not certificate.passed:
-            raise CellFailed("unequal", f"the compact network is not the masked one: {certificate.reason}")
+        proven = self.prove(trained, strength, test, normalise)
+        plan, reference, compacted = proven.plan, proven.reference, proven.compacted
+        if not proven.certificate.passed:
+            raise CellFailed(
+                "unequal", f"the compact network is not the masked one: {proven.certificate.reason}"
+            )
 
         def scored(subject: nn.Module, split: Split) -> Any:
             return score(subject, ordered(split, EVALUATION_BATCH, normalise))
 
-        compacted = trained.of_full_network(compacted)
         full = networks.build(self.cell.workload.network, self.dataset.input_shape, self.dataset.classes).to(
             self.device
         )
@@ -241,13 +253,26 @@ class CellRun:
             masked_test=scored(reference, test),
             cost=cost(compacted.network, self.example),
             dense_cost=cost(full, self.example),
-            certificate=certificate,
+            certificate=proven.certificate,
             kept={site: len(kept[site]) if site in kept else size for site, size in sizes.items()},
             sizes=sizes,
             layer_actions=[f"{action.kind} {' '.join(action.layers)}" for action in plan.layer_actions],
             expected_activity=dict(plan.expected_activity),
             notes=list(plan.notes),
         )
+
+    def prove(self, trained: _Trained, strength: float, test: Split, normalise: Normalise) -> Proven:
+        """The plan at `strength`, carried out and compared. Raises CellFailed where nothing is left of a site."""
+        plan = trained.method.plan(strength)
+        network = trained.network.eval()
+        real = normalise(self.dataset.validation.images[:REAL_IMAGES])
+        reference = masked_reference(network, plan, self.example)
+        compacted = compact(network, plan, self.example, real)
+        if compacted.collapsed:
+            lost = ", ".join(compacted.collapsed)
+            raise CellFailed("collapsed", f"the network loses all its units at {lost}")
+        certificate = self._certify(reference, compacted, test, normalise)
+        return Proven(plan, reference, trained.of_full_network(compacted), certificate)
 
     def _certify(
         self, reference: nn.Module, compacted: Compacted, test: Split, normalise: Normalise

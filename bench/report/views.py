@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from bench.errors import BadInput
 from bench.execute import layout
 from bench.records.read import read_results
+from bench.records.store import check_writable
 from bench.report.figures import write_figures
 from bench.report.leaderboard import leaderboard, write_leaderboard
 from bench.report.readme import update_readme
@@ -38,6 +39,7 @@ def write_views(
     if frame.empty:
         raise BadInput(f"results folder {results}: there are no operating points in it")
     folder = out or layout.report(results)
+    check_writable(folder, f"folder {folder}")
     print_leaderboard(leaderboard(frame), console)
     tables = write_leaderboard(frame, folder)
     figures = write_figures(frame, folder)
@@ -46,3 +48,14 @@ def write_views(
     console.print("written:", highlight=False)
     for path in [*tables.values(), *figures, *([readme] if readme else [])]:
         console.print(f"  {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def write_only_figures(results: Path, console: Console, out: Path | None = None) -> None:
+    """The figures of all records of the folder, without the leaderboard."""
+    frame = read_results(results)
+    if frame.empty:
+        raise BadInput(f"results folder {results}: there are no operating points in it")
+    folder = out or layout.report(results)
+    check_writable(folder, f"folder {folder}")
+    for path in write_figures(frame, folder):
+        console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)

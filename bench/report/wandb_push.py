@@ -29,10 +29,23 @@ LEADERBOARD_RUN = "leaderboard"
 
 
 class Pushed(NamedTuple):
-    """Ids of the runs that were sent, and how many the destination had already."""
+    """Ids of the runs that were sent (the leaderboard's among them), and of how many points the destination had all
+    already. folder: where the files of an offline push lie."""
 
     sent: list[str]
     unchanged: int
+    folder: Path | None = None
+
+    def in_words(self, project: str) -> str:
+        """What a person wants to know of a push into `project`."""
+        runs = f"{len(self.sent)} run{'' if len(self.sent) == 1 else 's'}"
+        had = f"{self.unchanged} operating point{'' if self.unchanged == 1 else 's'} had not changed"
+        if self.folder is None:
+            return f"{runs} sent to the W&B project {project!r}; {had}"
+        where = self.folder / "wandb"
+        return (
+            f"{runs} written for the W&B project {project!r}; {had}; `wandb sync` sends what lies in {where}"
+        )
 
 
 class _Replay(NamedTuple):
@@ -87,7 +100,7 @@ def push(
     if known.get(LEADERBOARD_RUN) != key:
         _send_leaderboard(board, options)
         sent_now(LEADERBOARD_RUN, key)
-    return Pushed(sent, unchanged)
+    return Pushed(sent, unchanged, directory if offline else None)
 
 
 def _replays(records: Records) -> Iterator[_Replay]:
