@@ -1,0 +1,121 @@
+"""Cells that fail: a record with the reason, the rest goes on, exit code 3; and what a second start makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cli import main
+from tests.cli.folders import METHOD, SUITE, write
+
+STEP = """
+    def training_step(self, batch):
+        flag = Path({flag!r})
+        {does}
+        return super().training_step(batch)
+"""
+
+FILES = {
+    "raises": "if flag.exists(): raise ValueError('out of luck')",
+    "exits": "os._exit(7)",
+    "hangs": "time.sleep(600)",
+}
+REASONS = {
+    "raises": ("error", "ValueError: out of luck"),
+    "exits": ("killed", "exit code 7"),
+    "hangs": ("timeout", "not done within 4 s"),
+    "empties": ("collapsed", "loses all its units at fc1"),
+    "dense": ("diverged", "the training loss of epoch 1"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suite with a good network and one whose training diverges, and a file for each way to fail."""
+    folder = tmp_path_factory.mktemp("failures")
+    (folder / "flag").touch()
+    for name, does in FILES.items():
+        step = STEP.format(flag=str(folder / "flag"), does=does)
+        write(folder / f"{name}.py", METHOD.replace('"mine"', f'"{name}"') + step)
+    plan = "SparsityPlan({site.name: torch.zeros(site.size, dtype=torch.bool) for site in self.sites[:1]})"
+    text = METHOD.replace('"mine"', '"empties"').replace("SparsityPlan()", plan)
+    write(folder / "empties.py", text)
+    recipe = '{ epochs = 1, batch_size = 256, optimizer = "sgd", learning_rate = 1e6 }'
+    wild = f'[[workloads]]\ndataset = "digits"\nnetwork = "mlp-500-300"\nrecipe = {recipe}\n'
+    good = SUITE.partition('[[methods]]\nname = "magnitude"')[0].replace("epochs = 2", "epochs = 1")
+    write(folder / "failing.toml", good.replace("[[methods]]", wild + "[[methods]]"))
+    return folder
+
+
+def run(folder: Path, *words: str) -> int:
+    files = [word for name in (*FILES, "empties") for word in ("--method", str(folder / f"{name}.py"))]
+    here = ["--results", str(folder / "r"), "--jobs", "2", "--timeout", "4"]
+    return main(["run", str(folder / "failing.toml"), *files, *here, *words])
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path) -> int:
+    return run(folder)
+
+
+def points(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in (folder / "r" / "point").glob("*.json")]
+    return {(record["workload"]["network"], record["method"]["name"]): record for record in found}
+
+
+def test_every_failure_is_a_record_and_the_rest_goes_on(folder: Path, first: int) -> None:
+    assert first == 3
+    found = points(folder)
+    assert found.pop(("mlp-300-100", "dense"))["status"] == "done"
+    assert len(found) == len(REASONS)
+    for (network, method), record in found.items():
+        assert network == ("mlp-500-300" if method == "dense" else "mlp-300-100")
+        assert record["status"] == "failed"
+        kind, reason = REASONS[method]
+        assert record["failure"]["kind"] == kind, record["failure"]
+        assert reason in record["failure"]["reason"]
+        train = json.loads((folder / "r" / "train" / f"{record['train_id']}.json").read_text())
+        assert train["status"] == ("done" if method == "empties" else "failed")
+    assert "out of luck" in found["mlp-300-100", "raises"]["failure"]["detail"]
+
+
+def test_the_leaderboard_shows_them(folder: Path, first: int) -> None:
+    board = (folder / "r" / "report" / "leaderboard.md").read_text()
+    for method, (kind, _) in REASONS.items():
+        assert re.search(rf"\| {method} \|.*1 of 1 failed: {kind}", board), board
+
+
+def test_a_second_start_says_so_and_tries_nothing(
+    folder: Path, first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = points(folder)
+    assert run(folder) == 3
+    out = capsys.readouterr().out
+    assert f"{len(REASONS)} records are failures" in out
+    assert "--retry-failed" in out
+    assert points(folder) == before
+
+
+def test_status_gives_the_reasons(folder: Path, first: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--results", str(folder / "r")]) == 0
+    out = capsys.readouterr().out
+    for kind, reason in REASONS.values():
+        assert re.search(rf"point .*: {kind}: .*{re.escape(reason)}", out), out
+
+
+def test_on_request_they_are_tried_again(folder: Path, first: int) -> None:
+    """The one whose reason is gone is done now; the network that diverges does so again. (Last: it changes things.)"""
+    (folder / "flag").unlink()
+    good = str(folder / "raises.py")
+    here = ["--results", str(folder / "r"), "--jobs", "2", "--retry-failed"]
+    before = points(folder)
+    assert main(["run", str(folder / "failing.toml"), "--method", good, *here]) == 3
+    after = points(folder)
+    assert after["mlp-300-100", "raises"]["status"] == "done"
+    assert after["mlp-500-300", "dense"]["failure"]["kind"] == "diverged"
+    for same in ("exits", "hangs", "empties"):
+        assert after["mlp-300-100", same] == before["mlp-300-100", same]
