@@ -96,13 +96,19 @@ def prune_within(
     magnitudes: by site or by parameter (`of_neurons`), zero for what is removed. Returns the threshold, 0 where
     nothing more could be removed.
     """
+    if not magnitudes:
+        return 0.0
     values = torch.cat([m.flatten() for m in magnitudes.values()]).unique()
     values = values[values > 0]
     before = masks.plan()
+    held = before.kept if of_neurons else before.weight_masks
     saved = [(parameter, parameter.detach().clone()) for parameter in masks.network.parameters()]
 
     def remove_below(threshold: Tensor) -> None:
-        kept = {name: m >= threshold.clamp(max=m.max()) for name, m in magnitudes.items()}
+        kept = {
+            name: (m >= threshold.clamp(max=m.max())) & held.get(name, m >= 0)
+            for name, m in magnitudes.items()
+        }
         masks.set(SparsityPlan(kept=kept) if of_neurons else SparsityPlan(weight_masks=kept))
         masks.enforce()
 
