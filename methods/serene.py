@@ -27,6 +27,8 @@ Deviations, with reasons:
   weights alone would change nothing but scales.
 - The bound is relative to the lowest loss of any cycle so far. Relative to that of the present cycle, as in the
   code, the loss may drift by (1 + TWT)^m over m prunings.
+- The bound is at most halfway between that loss and chance, ln C. In the first epochs a loss near chance would
+  otherwise tolerate the removal of everything.
 - The budget is fixed: the last `finetune` of it is the last cycle, without decay (which does not shrink with the
   learning rate and in the end would outweigh it) and without pruning; before it begins there is a pruning,
   plateau or not. The network of the last cycle's lowest validation loss is what remains.
@@ -105,6 +107,8 @@ class Serene(Method):
     bad_epochs: int
     lowest: float
     """The lowest validation loss of all cycles."""
+    chance: float
+    """ln C, the loss of a network that has learnt nothing; infinite before the first step."""
 
     @property
     def traits(self) -> Traits:
@@ -128,7 +132,7 @@ class Serene(Method):
         if context.strength and self.config.sensitivity != "none":
             self._probe = SensitivityProbe(network, list(self._layers), self.config.sensitivity)
         self._begin_cycle()
-        self.lowest = math.inf
+        self.lowest = self.chance = math.inf
 
     @property
     def rate(self) -> float:
@@ -144,10 +148,10 @@ class Serene(Method):
         return max(round((1 - self.config.finetune) * self.context.phase_steps / each), 1) * each
 
     def training_step(self, batch: Batch) -> Tensor:
-        if self._probe is None or not self.sparsifying():
-            return super().training_step(batch)
         logits = self.network(batch.inputs)
-        self.sensitivities = self._probe.measure(logits)
+        self.chance = math.log(logits.shape[1])
+        if self._probe is not None and self.sparsifying():
+            self.sensitivities = self._probe.measure(logits)
         loss = self.context.task_loss(logits, batch.targets)
         loss.backward()
         return loss.detach()
@@ -184,12 +188,19 @@ class Serene(Method):
         last_chance = context.phase_step == self._sparsify_steps()
         if still_sparsifying and (last_chance or self.bad_epochs >= self.config.patience):
             self.network.load_state_dict(self.best)
-            self._prune(validate, (1 + context.strength) * self.lowest)
+            self._prune(validate, self.bound())
             self._begin_cycle()
         elif context.phase_step == context.phase_steps:
             self.network.load_state_dict(self.best)
             self._begin_cycle()
         return None
+
+    def bound(self) -> float:
+        """The loss that a pruning may lead to: (1 + TWT) times the lowest, but not beyond half the way to chance."""
+        assert self.context.strength is not None
+        if self.lowest >= self.chance:
+            return -math.inf
+        return min((1 + self.context.strength) * self.lowest, (self.lowest + self.chance) / 2)
 
     def _prune(self, validate: Callable[[], Evaluation], bound: float) -> None:
         of_neurons = self.config.level == "neuron"

@@ -194,6 +194,20 @@ def test_the_bound_is_relative_to_the_lowest_loss_of_all(mlp: Network, make_cont
     assert [int(kept.sum()) for kept in method.masks.kept.values()] == [1, 1]
 
 
+def test_a_network_that_has_learnt_nothing_is_not_pruned(mlp: Network, make_context: MakeContext) -> None:
+    network, sites = mlp
+    chance = math.log(10)
+    method = attached(network, sites, make_context(1.0, steps=200), sensitivity="none")
+    one_step(method, batch_for(network, (64,)))
+    for losses in ([5.0, chance], [chance + 1e-6, chance], [2.0, chance], [2.0, (2 + chance) / 2 + 1e-6]):
+        after_epoch(method, losses)
+        assert not method.masks
+    after_epoch(method, [2.0, (2 + chance) / 2])
+    assert method.masks
+    method.lowest = 0.1
+    assert method.bound() == 0.2
+
+
 def test_before_the_last_cycle_there_is_a_pruning_and_then_none(
     mlp: Network, make_context: MakeContext
 ) -> None:
