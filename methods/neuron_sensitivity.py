@@ -1,0 +1,122 @@
+"""How much the output of a network answers to its neurons: the three sensitivities of SeReNe.
+
+Tartaglione et al., SeReNe: Sensitivity based Regularization of Neurons, arXiv 2102.03773; formulas as in the
+code, EIDOSLAB/SeReNe at d553078, with its defects repaired.
+
+y_k, k = 1 … C, are the logits; p_i is the pre-activation of neuron i, for convolutions a map. Means are over
+the images of the batch and over the places of the map, absolute values are taken before:
+- full: S_i = 1/C Σ_k mean |∂y_k/∂p_i|, C vector-Jacobian products;
+- lower bound: S_i = 1/C mean |∂(Σ_k y_k)/∂p_i| ≤ full, one product;
+- local: S_i = 1 where mean p_i > 0, otherwise 0: the slope of a ReLU at the mean.
+
+Deviations, with reasons:
+- The derivative is that of each image. The code differentiates the batch's mean and then averages again,
+  which makes `full` too small by the batch size.
+- Logits, not probabilities: those sum to 1, so their lower bound is zero everywhere.
+- Where a normalisation over the batch lies between p_i and y, an image's p_i moves the logits of other images
+  too. One product per class cannot tell these apart; the derivative is that of the sum over the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+Kind = Literal["full", "lower-bound", "local"]
+
+
+def full(
+    logits: Tensor, preactivations: Sequence[GradientEdge], classes_at_once: int | None = None
+) -> list[Tensor | None]:
+    """S of each pre-activation, (units,); None where the logits do not depend on it.
+
+    logits: (N, C), its graph is kept. classes_at_once: how many of the C products run as one batched product.
+    Where not given, all of them, on the CPU one: a product for ten classes leaves its caches there and takes
+    half as long again as ten products.
+    """
+    count = logits.shape[1]
+    chunk = classes_at_once or (1 if logits.device.type == "cpu" else count)
+    totals: list[Tensor | None] = [None] * len(preactivations)
+    for classes in torch.eye(count, dtype=logits.dtype, device=logits.device).split(chunk):
+        batched = len(classes) > 1
+        directions = classes.unsqueeze(1).expand(-1, *logits.shape) if batched else classes.expand_as(logits)
+        gradients = torch.autograd.grad(
+            logits, preactivations, directions, retain_graph=True, is_grads_batched=batched, allow_unused=True
+        )
+        for at, gradient in enumerate(gradients):
+            if gradient is not None:
+                mean = _mean_magnitude(gradient.flatten(0, 1) if batched else gradient)
+                part = mean * (len(classes) / count)
+                before = totals[at]
+                totals[at] = part if before is None else before + part
+    return totals
+
+
+def lower_bound(logits: Tensor, preactivations: Sequence[GradientEdge]) -> list[Tensor | None]:
+    """As `full`, from the gradient of the sum of the logits."""
+    gradients = torch.autograd.grad(
+        logits, preactivations, torch.ones_like(logits), retain_graph=True, allow_unused=True
+    )
+    return [None if g is None else _mean_magnitude(g) / logits.shape[1] for g in gradients]
+
+
+def local(preactivation: Tensor) -> Tensor:
+    """S of one pre-activation (N, units, …) by its values: (units,), zeros and ones."""
+    means = preactivation.detach().transpose(0, 1).flatten(1).mean(dim=1)
+    return (means > 0).to(means.dtype)
+
+
+def _mean_magnitude(gradient: Tensor) -> Tensor:
+    """Mean |·| over all dimensions of (N, units, …) but the second: one pass, without a tensor of magnitudes."""
+    others = [dim for dim in range(gradient.dim()) if dim != 1]
+    sums = torch.linalg.vector_norm(gradient, 1, dim=others)
+    return sums / (gradient.numel() // gradient.shape[1])
+
+
+class SensitivityProbe:
+    """Watches pre-activations during training's forward passes and gives their sensitivities.
+
+    What is kept of a pre-activation is its place in the graph, taken before the next module runs: an
+    activation that works in place does not disturb it.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str], kind: Kind) -> None:
+        """layers: the modules whose outputs, units on dim 1, are the pre-activations."""
+        self.kind = kind
+        self._edges: dict[str, GradientEdge] = {}
+        self._local: dict[str, Tensor] = {}
+        self._handles = [
+            network.get_submodule(layer).register_forward_hook(self._watch(layer)) for layer in layers
+        ]
+
+    def _watch(self, layer: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                return
+            if self.kind == "local":
+                self._local[layer] = local(output)
+            else:
+                self._edges[layer] = get_gradient_edge(output)
+
+        return hook
+
+    def measure(self, logits: Tensor) -> dict[str, Tensor]:
+        """Layer → S (units,), of the forward pass that gave `logits`, whose graph is kept. A layer that the
+        logits do not depend on is left out."""
+        if self.kind == "local":
+            found, self._local = self._local, {}
+            return found
+        edges, self._edges = self._edges, {}
+        measure = full if self.kind == "full" else lower_bound
+        measured = measure(logits, list(edges.values()))
+        return {layer: each for layer, each in zip(edges, measured, strict=True) if each is not None}
+
+    def remove(self) -> None:
+        """Take every hook away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
