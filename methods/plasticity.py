@@ -144,7 +144,7 @@ class Plasticity(ArmMethod):
         if self.config.mode == "expand" and self.gates_learn and not phase_ends:
             penalty = self.penalty()
             assert penalty is not None
-            self.consider_growth(validate().loss + float(penalty))
+            self.consider_growth(validate().loss + penalty.item())
         return None
 
     def consider_growth(self, loss: float) -> None:
