@@ -20,7 +20,7 @@ from bench.training.seeds import stream
 SEEDS = (0, 1, 2)
 RECIPE = Recipe(epochs=30, batch_size=64, learning_rate=2e-3)
 CPU = torch.device("cpu")
-STRENGTHS = {"hard-concrete": 0.1, "l0-arm": 0.1, "plasticity": 0.3}
+STRENGTHS = {"hard-concrete": 0.2, "l0-arm": 0.1, "plasticity": 0.3}
 
 
 def run(name: str, strength: float, seed: int) -> tuple[float, list[int]]:
