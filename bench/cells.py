@@ -71,9 +71,10 @@ class Plan:
     def to_do(self, store: Store, retry_failed: bool = False) -> list[Cell]:
         """The cells that have a stage without a record (or, on request, a failed one)."""
         finished = {"done"} if retry_failed else {"done", "failed"}
-        return [
-            cell
-            for cell in self.cells
-            if store.status("train", cell.train_id) not in finished
-            or any(store.status("point", point) not in finished for _, point in cell.points)
-        ]
+        found = []
+        for cell in self.cells:  # a look at every record, so that each one that is damaged is warned of here
+            statuses = [store.status("train", cell.train_id)]
+            statuses += [store.status("point", point) for _, point in cell.points]
+            if not set(statuses) <= finished:
+                found.append(cell)
+        return found

@@ -108,7 +108,11 @@ def run_jobs(
                 done.add(job.key)
                 if kind:
                     on_lost(job.task, kind, reason)
-                    _replace(worker, team)
+                    if waiting:
+                        _replace(worker, team)
+                    else:
+                        worker.stop()
+                        team.remove(worker)
                 worker.job = None
                 watcher.ended(job, ok, reason)
                 all_well &= ok

@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy_and_tells_the_exit_codes() -> None:
     assert done.stdout.endswith("[]\n")
     assert "0 all done, 2 bad input, 3 some cells failed" in done.stdout
     for command in ("run", "plan", "measure", "verify", "report", "figures", "push", "status", "new-method"):
-        assert f"    {command} " in done.stdout
+        assert f"\n    {command}" in done.stdout
 
 
 def test_lists_that_a_program_reads(capsys: pytest.CaptureFixture[str]) -> None:
