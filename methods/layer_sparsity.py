@@ -76,7 +76,7 @@ class LayerSparsity(Method):
     name = "layer-sparsity"
     title = "Layer sparsity (reconstruction)"
     paper = "Hebiri & Lederer 2020, Layer Sparsity in Neural Networks, arXiv 2006.15604"
-    strengths = (1.5, 3.0, 6.0)
+    strengths = (0.8, 1.0, 1.2, 1.5)
     strength_meaning = (
         "κ: how many times the budget of the penalty could shrink a layer's negative part to zero, "
         "if the loss did not answer."
