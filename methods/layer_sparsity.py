@@ -22,8 +22,8 @@ every layer competes on equal terms.
 Deviations and decisions, with reasons:
 - Biases are in the group (the paper's networks have none): without b ≥ 0 merging is not exact.
 - Batch norm: signs are judged, and the step is taken, on weight and bias with the present statistics folded in; the
-  step scales the negative entries of the weight, and moves the shift. What the folded layer was when the merging was
-  decided is history after the refit, so with batch norm the ReLU goes and no more.
+  step scales the negative entries of the weight, and moves the shift. As the statistics move on, layers become
+  inactive far more rarely. Only their ReLU goes; nothing merges across a normalisation.
 - The first layer is not inner (its input has both signs), nor is the last (no ReLU behind it).
 - The merged map is trained inside the full network, which the contract wants to keep its shape: it stands in one
   layer of the run, the others are the identity and frozen. Where the run is too narrow for that, all its layers are
@@ -33,6 +33,9 @@ Deviations and decisions, with reasons:
   and errs at the border: only the ReLU goes.
 - Random refit: He-normal weights (arXiv 1502.01852), zero biases, fresh normalisations, whatever the network began
   with.
+- The useful κ is narrow and depends on the budget: all layers give way together, and products of nonnegative
+  matrices are nearly of rank one, so that beyond it the refit cannot recover. Deep convolutional networks without
+  normalisation suffer most. `same-shape` is the control for what the merged weights are worth.
 - A layer that the penalty brings to W = 0 makes the output constant; the harness records that as collapsed.
 """
 
@@ -76,7 +79,7 @@ class LayerSparsity(Method):
     name = "layer-sparsity"
     title = "Layer sparsity (reconstruction)"
     paper = "Hebiri & Lederer 2020, Layer Sparsity in Neural Networks, arXiv 2006.15604"
-    strengths = (0.8, 1.0, 1.2, 1.5)
+    strengths = (0.8, 1.0, 1.2, 1.5, 2.0)
     strength_meaning = (
         "κ: how many times the budget of the penalty could shrink a layer's negative part to zero, "
         "if the loss did not answer."
