@@ -115,6 +115,21 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--entity", default=None)
     push.add_argument("--offline", action="store_true", help="write a W&B folder, send nothing")
 
+    controls = _command(
+        commands,
+        "controls",
+        "write the suite of a point's controls: its shape from scratch, random units",
+        _controls,
+    )
+    controls.add_argument(
+        "point", nargs="+", metavar="POINT", help="id of a done point (see results/README.md)"
+    )
+    _reading(controls)
+    controls.add_argument("--out", type=Path, default=Path("controls.toml"), help="(default: %(default)s)")
+    controls.add_argument(
+        "--same-compute", action="store_true", help="train for the same MACs, not for the same epochs"
+    )
+
     doctor = _command(commands, "doctor", "what this machine has: versions, device, data sets", _doctor)
     _data(doctor)
 
@@ -269,6 +284,14 @@ def _push(options: argparse.Namespace) -> int:
 
     pushed = push(options.results, options.project, entity=options.entity, offline=options.offline)
     _console().print(pushed.in_words(options.project), highlight=False, markup=False, soft_wrap=True)
+    return EXIT_DONE
+
+
+def _controls(options: argparse.Namespace) -> int:
+    from bench.controls import write_controls
+
+    suite = write_controls(options.results, options.point, options.out, options.same_compute)
+    _console().print(f"{options.out}: {len(suite.methods)} entries", highlight=False, markup=False)
     return EXIT_DONE
 
 

@@ -139,6 +139,7 @@ class StepContext:
     strength: None for a method that trains once. steps: of the whole budget. step: optimiser steps done so far;
     phase_step, phase_steps: the same within the phase. generator: the method's own random stream, on `device`.
     task_loss: mean cross-entropy of (logits, targets). train_size: N, the number of training images.
+    learning_rates: of the network's parameters, at each step of the phase (proximal steps are scaled by them).
     """
 
     strength: float | None
@@ -152,6 +153,7 @@ class StepContext:
     step: int = 0
     phase_step: int = 0
     phase_steps: int = 0
+    learning_rates: Sequence[float] = ()
 
 
 class Method(ABC):

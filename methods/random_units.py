@@ -3,19 +3,31 @@
 Mittal et al., Recovering from Random Pruning, arXiv 1801.10447; as the sanity check of any criterion also Su
 et al., arXiv 2009.11094. The order of removal is drawn once per site, without regard to the strength: what a
 weak pruning removes is a part of what a stronger one removes.
+
+With `ratios` each site loses a fraction of its own: those of another method's result separate what its criterion
+found out about units from what it found out about layers (Frankle et al., Pruning Neural Networks at Initialization:
+Why Are We Missing the Mark?, arXiv 2009.08576, "random shuffling").
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from methods.base import Site, SparsityPlan, StepContext, Traits
-from methods.finetuning import FinetunedMethod
+from methods.finetuning import FinetunedConfig, FinetunedMethod
 from methods.ranking import removed_count
+
+
+class RandomUnitsConfig(FinetunedConfig):
+    """ratios: site → the fraction of its units that goes at any strength above zero, a site not named keeps all; where
+    left out, the strength is the fraction of every site."""
+
+    ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default={})
 
 
 class RandomUnits(FinetunedMethod):
@@ -25,7 +37,10 @@ class RandomUnits(FinetunedMethod):
     title = "Random units"
     paper = "Mittal et al. 2018, Recovering from Random Pruning, arXiv 1801.10447"
     strengths = (0.5, 0.75, 0.85, 0.9)
-    strength_meaning = "The fraction of every site's units that is removed."
+    strength_meaning = (
+        "The fraction of every site's units that is removed (a label where there are `ratios`)."
+    )
+    Config = RandomUnitsConfig
 
     order: dict[str, Tensor]
     """Site → int64 (size,): the units in the order in which they go."""
@@ -33,6 +48,11 @@ class RandomUnits(FinetunedMethod):
     @property
     def traits(self) -> Traits:
         return Traits(granularity="unit", strength="ratio", trains_once=self.config.finetune == 0)
+
+    def supports(self, network: nn.Module) -> str | None:
+        layers = {name for name, _ in network.named_modules()}
+        missing = [site for site in self.config.ratios if site not in layers]
+        return f"it has no layer {missing[0]!r}" if missing else None
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)
@@ -46,8 +66,12 @@ class RandomUnits(FinetunedMethod):
         for site in self.sites:
             order = self.order[site.name]
             kept[site.name] = torch.ones_like(order, dtype=torch.bool)
-            kept[site.name][order[: removed_count(strength, site.size)]] = False
+            kept[site.name][order[: removed_count(self._fraction(site, strength), site.size)]] = False
         return SparsityPlan(kept=kept)
+
+    def _fraction(self, site: Site, strength: float) -> float:
+        ratio: float = self.config.ratios.get(site.name, 0.0) if self.config.ratios and strength else strength
+        return ratio
 
     def state_dict(self) -> dict[str, Tensor | float | int | str]:
         return super().state_dict() | {f"order/{name}": order for name, order in self.order.items()}

@@ -21,6 +21,7 @@ from bench.cells import Cell
 from bench.compaction import (
     Architecture,
     Compacted,
+    LayerChange,
     apply_architecture,
     compact,
     find_sites,
@@ -174,13 +175,14 @@ class CellRun:
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
         if shape is None:
             return _Trained(network, sites, method, None)
-        kept = {site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()}
-        thin = apply_architecture(network, Architecture(kept=kept), self.example)
+        thinned = Architecture(
+            kept={site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()},
+            layer_changes=tuple(LayerChange(kind=a.kind, layers=a.layers) for a in shape.layer_actions),
+        )
+        thin = apply_architecture(network, thinned, self.example)
         torch.manual_seed(stream(cell.seed, "init"))
-        for module in thin.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-        return _Trained(thin, find_sites(thin, self.example), method, kept)
+        initialise(thin)
+        return _Trained(thin, find_sites(thin, self.example), method, thinned)
 
     def _loop(self, subject: _Trained, checkpoint: Path) -> Loop:
         def on_epoch(epoch: int, phase: str) -> None:
@@ -241,7 +243,7 @@ class CellRun:
             self.dataset.input_shape,
             self.dataset.classes,
         )
-        kept = compacted.architecture.kept
+        kept = _units_left(compacted, sizes)
         return self._point_record(
             strength,
             point,
@@ -254,9 +256,11 @@ class CellRun:
             cost=cost(compacted.network, self.example),
             dense_cost=cost(full, self.example),
             certificate=proven.certificate,
-            kept={site: len(kept[site]) if site in kept else size for site, size in sizes.items()},
+            kept=kept,
             sizes=sizes,
-            layer_actions=[f"{action.kind} {' '.join(action.layers)}" for action in plan.layer_actions],
+            layer_actions=[
+                f"{change.kind} {' '.join(change.layers)}" for change in compacted.architecture.layer_changes
+            ],
             expected_activity=dict(plan.expected_activity),
             notes=list(plan.notes),
         )
@@ -355,11 +359,11 @@ class CellRun:
 
 
 class _Trained:
-    """A network with its sites and the method at work on it; `thinned`: the units of the full network that it was
-    built with, where the method asked for fewer."""
+    """A network with its sites and the method at work on it; `thinned`: what of the full network it was built with,
+    where the method asked for less."""
 
     def __init__(
-        self, network: nn.Module, sites: list[Site], method: Method, thinned: dict[str, list[int]] | None
+        self, network: nn.Module, sites: list[Site], method: Method, thinned: Architecture | None
     ) -> None:
         self.network, self.sites, self.method, self.thinned = network, sites, method, thinned
 
@@ -368,14 +372,37 @@ class _Trained:
         if self.thinned is None:
             return compacted
         inner = compacted.architecture.kept
-        kept = {
+        of_thinned = {
             site: [units[at] for at in inner[site]] if site in inner else units
-            for site, units in self.thinned.items()
+            for site, units in self.thinned.kept.items()
         }
-        architecture = compacted.architecture.model_copy(update={"kept": kept})
+        changes = (*self.thinned.layer_changes, *compacted.architecture.layer_changes)
+        architecture = compacted.architecture.model_copy(
+            update={"kept": {**inner, **of_thinned}, "layer_changes": changes}
+        )
         return Compacted(
             compacted.network, compacted.certificate, architecture, compacted.collapsed, compacted.pinned
         )
+
+
+def initialise(network: nn.Module) -> None:
+    """Fresh weights from torch's global generator: every layer's own, then those of whatever contains layers and has an
+    initialisation of its own."""
+    modules = list(network.modules())
+    layers = [module for module in modules if not list(module.children())]
+    for module in (*layers, *(module for module in reversed(modules) if module not in layers)):
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+
+
+def _units_left(compacted: Compacted, sizes: dict[str, int]) -> dict[str, int]:
+    """By site of the full network; none of a layer that was merged into the next or dropped."""
+    modules = dict(compacted.network.named_modules())
+    kept = compacted.architecture.kept
+    return {
+        site: len(kept[site]) if site in kept else size if hasattr(modules.get(site), "weight") else 0
+        for site, size in sizes.items()
+    }
 
 
 def pretrain(run: CellRun, network: nn.Module, planned: PlannedPhase, path: Path) -> dict[str, Any]:

@@ -162,8 +162,9 @@ class TrainRecord(Record):
 
 class PointRecord(Record):
     """One operating point. masked_*: the reference with the removed units switched off; test and validation: of the
-    compact network. dense: the full network of the workload. kept: site → units left; sizes: site → units of the full
-    network."""
+    compact network. dense: the full network of the workload. kept: site → units left, 0 where its layer was merged into
+    the next or dropped; sizes: site → units of the full network. layer_actions: what became of whole layers, in order,
+    as `merge fc2 fc3`."""
 
     stage: ClassVar[Stage] = "point"
     train_id: str

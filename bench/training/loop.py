@@ -118,6 +118,7 @@ class Loop:
         context.phase_steps = planned.epochs * self.steps_per_epoch
         context.phase_step = start * self.steps_per_epoch
         context.step = (planned.first_epoch + start) * self.steps_per_epoch
+        context.learning_rates = self._learning_rates(planned.phase.learning_rate_scale, context.phase_steps)
         if start == 0:
             context.generator.manual_seed(stream(self.seed, "method", "phase", planned.first_epoch))
             self.method.start_phase(planned.phase)
@@ -142,6 +143,13 @@ class Loop:
                 self._save(at, epoch + 1, optimizers)
                 saved = time.monotonic()
         return None
+
+    def _learning_rates(self, scale: float, steps: int) -> tuple[float, ...]:
+        base = self.recipe.learning_rate * scale
+        return tuple(
+            base * learning_rate_factor(self.recipe, step, steps, self.steps_per_epoch)
+            for step in range(steps)
+        )
 
     def _run_epoch(self, number: int, optimizers: Optimizers) -> float:
         """One pass over the training images; the mean task loss."""

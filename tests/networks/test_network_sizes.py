@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import networks
+from bench.errors import BadInput
 
 MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
 
@@ -15,6 +16,14 @@ MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
         ("mlp-300-100", MNIST, 266_610, 266_200),
         ("mlp-500-300", MNIST, 784 * 500 + 500 + 500 * 300 + 300 + 300 * 10 + 10, 545_000),
         ("lenet5", MNIST, 431_080, 2_293_000),
+        ("mlp-deep", MNIST, 784 * 100 + 5 * 100 * 100 + 100 * 10 + 610, 129_400),
+        ("mlp-deep", DIGITS, 64 * 100 + 5 * 100 * 100 + 100 * 10 + 610, 57_400),
+        (
+            "cnn-deep",
+            DIGITS,
+            9 * (32 + 32 * 32 + 32 * 64 + 64 * 64) + 2 * (32 * 32 + 64 * 64) + 640 + 10,
+            64 * (9 * (32 + 32 * 32) + 2 * 32 * 32) + 16 * (9 * 2048 + 4096) + 4 * (9 * 4096 + 4096) + 640,
+        ),
         ("mlp-300-100", DIGITS, 64 * 300 + 300 + 300 * 100 + 100 + 100 * 10 + 10, 50_200),
         (
             "digits-cnn",
@@ -36,7 +45,9 @@ def test_parameters_and_macs(
     assert counter.get_total_flops() == 2 * macs
 
 
-@pytest.mark.parametrize("name", ["mlp-300-100", "mlp-500-300", "lenet5", "digits-cnn"])
+@pytest.mark.parametrize(
+    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "lenet5", "digits-cnn", "cnn-deep"]
+)
 @pytest.mark.parametrize("input_shape", [MNIST, CIFAR, (3, 17, 40)])
 @pytest.mark.parametrize("classes", [2, 100])
 def test_any_images_and_classes(name: str, input_shape: tuple[int, int, int], classes: int) -> None:
@@ -45,7 +56,9 @@ def test_any_images_and_classes(name: str, input_shape: tuple[int, int, int], cl
     assert network(torch.rand(3, *input_shape)).shape == (3, classes)
 
 
-@pytest.mark.parametrize("name", ["mlp-300-100", "mlp-500-300", "lenet5", "digits-cnn"])
+@pytest.mark.parametrize(
+    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "lenet5", "digits-cnn", "cnn-deep"]
+)
 def test_the_forward_can_be_traced_for_any_batch(name: str) -> None:
     network = networks.build(name, CIFAR, 10).eval()
     traced = torch.fx.symbolic_trace(network)
@@ -56,7 +69,7 @@ def test_the_forward_can_be_traced_for_any_batch(name: str) -> None:
     assert len(layers) == len(set(layers))
 
 
-@pytest.mark.parametrize("name", ["mlp-300-100", "lenet5", "digits-cnn"])
+@pytest.mark.parametrize("name", ["mlp-300-100", "mlp-deep", "lenet5", "digits-cnn", "cnn-deep"])
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     network = networks.build(name, CIFAR, 10)
     network(torch.rand(4, *CIFAR)).square().sum().backward()
@@ -73,3 +86,18 @@ def test_layers_have_the_names_of_the_field() -> None:
         "fc1",
         "fc2",
     ]
+
+
+def test_deep_networks_keep_the_scale_of_their_signal() -> None:
+    """He-normal: with torch's own initialisation the logits would be a hundred times smaller than the pixels."""
+    for name in ("mlp-deep", "cnn-deep"):
+        torch.manual_seed(0)
+        network = networks.build(name, MNIST, 10)
+        logits = network(torch.randn(64, *MNIST))
+        assert 0.2 < float(logits.std()) < 5
+
+
+def test_cnn_deep_needs_four_pixels() -> None:
+    with pytest.raises(BadInput, match="at least 4×4, got 3×9"):
+        networks.build("cnn-deep", (1, 3, 9), 10)
+    assert networks.build("cnn-deep", (1, 4, 4), 3)(torch.rand(2, 1, 4, 4)).shape == (2, 3)
