@@ -26,8 +26,11 @@ Choices and deviations, with reasons:
   recipe's optimiser does. The plan's notes show ‖W‖ before and after.
 - The scale γ of a norm in front of a gate says the same as s; it keeps its initial value.
 - ρ is not per step but set by the budget: λ could go from λ₀ to λ_max in the fraction `ratchet` of it. Half a
-  percent a step never gets there in the thousand steps that small data sets have.
-- η_s = `sensitivity_rate`, constant: Adam's rate would leave s, which takes plain gradient steps, where it is.
+  percent a step never gets there in the thousand steps that small data sets have. For the same reason λ₀ = 1e-3 is
+  also its lower bound: below, nothing shrinks within such a budget, and the way back up is time lost. A tolerance that
+  λ₀ cannot meet is not met.
+- η_s = `sensitivity_rate`, constant: Adam's rate would leave s, which takes plain gradient steps, where it is, and a
+  rate that anneals would stop it just when the loss gets low enough for λ to rise.
 - A tolerance of 0 cannot be met by a cross-entropy: nothing is attached, the training is the dense one. Where no
   state meets a tolerance, the last one counts, and the notes say so.
 """
@@ -58,7 +61,7 @@ from methods.base import (
 from methods.l_curve import corner
 from methods.sensitivities import Sensitivities
 
-LAMBDA_0, LAMBDA_MIN, LAMBDA_MAX = 1e-5, 1e-7, 0.1
+LAMBDA_0, LAMBDA_MAX = 1e-3, 0.1
 EMA = 0.98
 RECENT_IMAGES = 4096
 CURVE_RANGE = (1e-4, 1e-1)
@@ -73,9 +76,9 @@ class HeterogeneousSensitivityConfig(Config):
     selection: Literal["ratchet", "l-curve"] = "ratchet"
     finetune: float = Field(default=0.0, ge=0, lt=0.9)
     warmup: float = Field(default=0.1, gt=0, lt=0.5)
-    sensitivity_rate: float = Field(default=0.1, gt=0)
+    sensitivity_rate: float = Field(default=1.0, gt=0)
     weight_decay: float = Field(default=5e-4, gt=0)
-    ratchet: float = Field(default=0.25, gt=0, le=1)
+    ratchet: float = Field(default=0.5, gt=0, le=1)
     curve_points: int = Field(default=8, ge=8)
 
 
@@ -132,8 +135,8 @@ class HeterogeneousSensitivity(Method):
         for scale in self._frozen_scales:
             scale.requires_grad_(False)
         device = context.device
-        self.multiplier = torch.tensor(LAMBDA_0, dtype=torch.float64, device=device)
-        self.mean_loss = torch.tensor(math.nan, dtype=torch.float64, device=device)
+        self.multiplier = torch.tensor(LAMBDA_0, device=device)
+        self.mean_loss = torch.tensor(math.nan, device=device)
         self.best_units, self.best_loss = math.inf, math.inf
         self.curve = torch.zeros(0, 2, dtype=torch.float64)
         self.first_norm = self._weight_norm()
@@ -154,7 +157,7 @@ class HeterogeneousSensitivity(Method):
     def training_step(self, batch: Batch) -> Tensor:
         loss = super().training_step(batch)
         if self.epsilon:
-            seen = loss.double()
+            seen = loss.float()
             self.mean_loss = torch.where(
                 self.mean_loss.isnan(), seen, EMA * self.mean_loss + (1 - EMA) * seen
             )
@@ -172,7 +175,7 @@ class HeterogeneousSensitivity(Method):
         elif context.phase.name == "warmup":
             self.gates.step(rate, 0.0)
         elif self.config.selection == "l-curve":
-            self.gates.step(rate, self.multiplier.to(self.mean_loss))
+            self.gates.step(rate, self.multiplier)
         elif context.step <= self.config.warmup * context.steps:
             self.gates.step(rate, 0.0)
         else:
@@ -182,8 +185,9 @@ class HeterogeneousSensitivity(Method):
     def _turn(self) -> None:
         """λ up while the mean loss is within the tolerance, down while it is not; at most to its bounds."""
         rho = math.log(LAMBDA_MAX / LAMBDA_0) / (self.config.ratchet * self.context.steps)
-        factor = torch.where(self.mean_loss <= self.epsilon, 1 + rho, 1 - rho)
-        self.multiplier = (self.multiplier * factor).clamp(LAMBDA_MIN, LAMBDA_MAX)
+        up, down = self.multiplier * (1 + rho), self.multiplier * (1 - rho)
+        turned = torch.where(self.mean_loss <= self.epsilon, up, down)
+        self.multiplier = turned.clamp(LAMBDA_0, LAMBDA_MAX)
 
     def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
         if not self.epsilon:
@@ -240,11 +244,12 @@ class HeterogeneousSensitivity(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Points of an L-curve that are here already stay: going back after a short training must not lose them."""
         self.gates.load_state_dict(state)
-        self.multiplier, self.mean_loss = state["multiplier"].clone(), state["mean_loss"].clone()
+        self.multiplier.copy_(state["multiplier"])
+        self.mean_loss.copy_(state["mean_loss"])
         self.best_units, self.best_loss = state["best_units"], state["best_loss"]
         self.first_norm = state["first_norm"]
         if len(state["curve"]) >= len(self.curve):
-            self.curve = state["curve"].clone()
+            self.curve = state["curve"].cpu().clone()
 
     def detach(self) -> None:
         self._last_norm = self._weight_norm()
