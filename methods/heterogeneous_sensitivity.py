@@ -14,6 +14,8 @@ units with s = 0 go without retraining. Everything else is ours.
   training ends by going back to it.
 - `selection="l-curve"`: after the warm-up, K short trainings from the state that it left, each at its own λ; the corner
   of (log E, log ‖s‖₁) gives the λ of the one long training, which goes on from the same state.
+  Within a short budget the short trainings do not come to rest, the curve has no strictly convex corner, and what is
+  found is where it is least concave.
 - `finetune` > 0: the last part of the budget goes on with λ = 0 and the units as they were left. The paper claims that
   none is needed, so it is off by default; record both.
 
@@ -30,7 +32,7 @@ Choices and deviations, with reasons:
   also its lower bound: below, nothing shrinks within such a budget, and the way back up is time lost. A tolerance that
   λ₀ cannot meet is not met.
 - η_s = `sensitivity_rate`, constant: Adam's rate would leave s, which takes plain gradient steps, where it is, and a
-  rate that anneals would stop it just when the loss gets low enough for λ to rise.
+  rate that anneals would stop it just when the loss gets low enough for λ to rise. One step moves s by at most 0.1.
 - A tolerance of 0 cannot be met by a cross-entropy: nothing is attached, the training is the dense one. Where no
   state meets a tolerance, the last one counts, and the notes say so.
 """
@@ -64,7 +66,7 @@ from methods.sensitivities import Sensitivities
 LAMBDA_0, LAMBDA_MAX = 1e-3, 0.1
 EMA = 0.98
 RECENT_IMAGES = 4096
-CURVE_RANGE = (1e-4, 1e-1)
+CURVE_RANGE = (1e-3, 3e-2)
 """λ of the first and the last short training of an L-curve."""
 CURVE_BUDGET = 0.4
 """Of the budget before fine-tuning: all short trainings of an L-curve together."""
@@ -76,7 +78,7 @@ class HeterogeneousSensitivityConfig(Config):
     selection: Literal["ratchet", "l-curve"] = "ratchet"
     finetune: float = Field(default=0.0, ge=0, lt=0.9)
     warmup: float = Field(default=0.1, gt=0, lt=0.5)
-    sensitivity_rate: float = Field(default=1.0, gt=0)
+    sensitivity_rate: float = Field(default=1.0, gt=0, le=1)
     weight_decay: float = Field(default=5e-4, gt=0)
     ratchet: float = Field(default=0.5, gt=0, le=1)
     curve_points: int = Field(default=8, ge=8)

@@ -19,6 +19,10 @@ from methods.base import Site
 from methods.proximal import soft_threshold
 from methods.ranking import unit_norms
 
+LARGEST_MOVE = 0.1
+"""Of one s in one step, shrinkage apart. A layer that is down to a few units is so steep in them that a plain gradient
+step would diverge; elsewhere moves are far smaller. No less than η_s·λ, or s would not come to rest where it should."""
+
 
 class Sensitivities:
     """The gates of all sites that can take one, as hooks; the network keeps its own modules and parameters.
@@ -62,7 +66,7 @@ class Sensitivities:
         """
         moved: dict[str, Tensor] = {}
         for name, s in self.values.items():
-            moved[name] = s if s.grad is None else s - rate * s.grad
+            moved[name] = s if s.grad is None else s - _move(rate, s.grad)
             s.grad = None
         shrunk = {name: soft_threshold(v, rate * multiplier) for name, v in moved.items()}
         alive = torch.stack([s.any() for s in shrunk.values()]).tolist()
@@ -79,7 +83,7 @@ class Sensitivities:
         """s ← s − η_s·∇E for the units that are there; those that are off stay so."""
         for s in self.values.values():
             if s.grad is not None:
-                s.sub_(rate * s.grad * (s != 0))
+                s.sub_(_move(rate, s.grad) * (s != 0))
             s.grad = None
 
     def kept(self) -> dict[str, Tensor]:
@@ -119,6 +123,10 @@ class _Multiply:
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         x = inputs[0]
         return (x * _spread(self.s, x.shape[1]).view(1, -1, *[1] * (x.dim() - 2)), *inputs[1:])
+
+
+def _move(rate: float, gradient: Tensor) -> Tensor:
+    return (rate * gradient).clamp(-LARGEST_MOVE, LARGEST_MOVE)
 
 
 def _spread(s: Tensor, width: int) -> Tensor:

@@ -74,7 +74,7 @@ def test_penalty_only_before_fine_tuning_and_units_stay_off(
     noise_batches: Callable[..., Any],
     train: Callable[..., None],
 ) -> None:
-    method = attached(mlp, make_context(0.05, steps=80), finetune=0.5)
+    method = attached(mlp, make_context(0.03, steps=80), finetune=0.5)
     found: dict[str, list[int]] = {"sparsify": [], "finetune": []}
 
     def note() -> None:
@@ -87,9 +87,9 @@ def test_penalty_only_before_fine_tuning_and_units_stay_off(
         lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=1e-3),
         note,
     )
-    assert 2 < found["sparsify"][-1] < 25
+    assert 2 <= found["sparsify"][-1] < 25
     assert set(found["finetune"]) == {found["sparsify"][-1]}
-    assert sum(int(kept.sum()) for kept in method.plan(0.05).kept.values()) == found["finetune"][-1]
+    assert sum(int(kept.sum()) for kept in method.plan(0.03).kept.values()) == found["finetune"][-1]
 
 
 def test_strength_zero_is_plain_training(mlp: Network, make_context: MakeContext) -> None:

@@ -43,7 +43,8 @@ def test_the_multiplier_follows_the_constraint(mlp: Network, make_context: MakeC
     for step, loss, expected in [
         (100, 0.0, LAMBDA_0),
         (101, 0.1, LAMBDA_0 * (1 + rho)),
-        (102, 0.2, LAMBDA_0 * (1 + rho) * (1 - rho)),
+        (102, 0.05, LAMBDA_0 * (1 + rho) ** 2),
+        (103, 0.2, LAMBDA_0 * (1 + rho) ** 2 * (1 - rho)),
     ]:
         method.context.step = step
         method.mean_loss.fill_(loss)

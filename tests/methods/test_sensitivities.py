@@ -110,9 +110,9 @@ def test_the_steps_solve_the_lasso(multiplier: float) -> None:
         network[0].weight.copy_(torch.eye(10))
         network[1].weight.fill_(1.0)
     gates, _ = gated(network, inputs[:1])
-    for _ in range(400):
+    for _ in range(1500):
         (0.5 * (network(inputs).flatten() - targets).square().mean()).backward()
-        gates.step(0.3, multiplier)
+        gates.step(0.1, multiplier)
     expected = torch.tensor(
         Lasso(alpha=multiplier, fit_intercept=False, tol=1e-12).fit(inputs.numpy(), targets.numpy()).coef_
     )
