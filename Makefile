@@ -9,7 +9,7 @@ bench: $(READY)
 	@$(BIN)/bench run digits $(ARGS)
 
 test: $(READY)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 perf: $(READY)
 	@$(BIN)/python tests/performance/run_all.py $(ARGS)

@@ -137,7 +137,8 @@ class StepContext:
     """What a method may know while it trains. The harness keeps `phase` and the counters up to date.
 
     strength: None for a method that trains once. steps: of the whole budget. step: optimiser steps done so far;
-    phase_step, phase_steps: the same within the phase. generator: the method's own random stream, on `device`.
+    phase_step, phase_steps: the same within the phase. learning_rate: of the network's parameters in the step under
+    way or just done, schedule included. generator: the method's own random stream, on `device`.
     task_loss: mean cross-entropy of (logits, targets). train_size: N, the number of training images.
     learning_rates: of the network's parameters, at each step of the phase (proximal steps are scaled by them).
     """
@@ -154,6 +155,7 @@ class StepContext:
     phase_step: int = 0
     phase_steps: int = 0
     learning_rates: Sequence[float] = ()
+    learning_rate: float = 0.0
 
 
 class Method(ABC):

@@ -172,6 +172,7 @@ class Loop:
             optimizers.set_rate(
                 learning_rate_factor(recipe, context.phase_step, context.phase_steps, self.steps_per_epoch)
             )
+            context.learning_rate = optimizers.rate
             optimizers.zero_grad()
             loss = method.training_step(batch)
             if recipe.gradient_clip:

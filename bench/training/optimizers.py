@@ -32,6 +32,11 @@ class Optimizers:
             for group, rate in zip(part.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
 
+    @property
+    def rate(self) -> float:
+        """Of the network's own parameters, as it stands."""
+        return float(self.parts[0].param_groups[0]["lr"])
+
     def zero_grad(self) -> None:
         for part in self.parts:
             part.zero_grad(set_to_none=True)

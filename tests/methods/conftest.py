@@ -78,7 +78,7 @@ def train() -> Callable[..., None]:
         for phase in method.phases(context.steps):
             context.phase, context.phase_step = phase, 0
             context.phase_steps = round(phase.fraction * context.steps)
-            optimiser.param_groups[0]["lr"] = base_rate * phase.learning_rate_scale
+            optimiser.param_groups[0]["lr"] = context.learning_rate = base_rate * phase.learning_rate_scale
             method.start_phase(phase)
             for _ in range(context.phase_steps):
                 inputs, targets = batches[context.step % len(batches)]

@@ -1,0 +1,96 @@
+"""Group lasso: all parameters of a unit are one group, which a proximal step takes to exactly zero as a whole.
+
+Yuan & Lin, Model selection and estimation in regression with grouped variables, JRSS B 68(1), 2006; on the filters of
+networks Wen, Wu, Wang, Chen & Li, Learning Structured Sparsity in Deep Neural Networks, arXiv 1608.03665.
+
+    min E(θ) + λ·Σ_g √p_g·‖θ_g‖₂        θ_g ← θ_g·max(1 − η·λ·√p_g / ‖θ_g‖, 0) after every step at the rate η
+
+θ_g has p_g entries: the unit's rows in all producers, its biases, and the scales and shifts of its norms, so that a
+unit that is zero is off.
+
+Deviations, with reasons:
+- Wen et al. take the subgradient and set what ends below a threshold to zero; the proximal step gives exact zeros.
+- Biases and norms are in the group: without them a unit of zero weights is still a constant.
+- √p_g is Yuan & Lin's; it makes one λ mean the same for short and for long rows.
+- The step follows the optimiser's, η its rate. With momentum m or Adam the minimised function is not exactly the one
+  above: a heavy ball multiplies what the gradient does by 1/(1 − m), which divides λ; Adam's steps have the scale of
+  the rate whatever the gradient. λ therefore has to be chosen for the recipe.
+- A unit at zero behind a ReLU gets no gradient: what is off stays off, but for what momentum still holds.
+- One unit of every site stays: the one of the largest norm before the step, unshrunk.
+- While fine-tuning there is no penalty, and the units stay as they were found (Wen et al. fine-tune as well).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Phase, Site, SparsityPlan, StepContext, Traits
+from methods.finetuning import FinetunedMethod
+from methods.masks import unit_parameters
+from methods.proximal import group_shrinkage
+
+
+class GroupLasso(FinetunedMethod):
+    """Proximal group lasso over units, then fine-tuning of what is left."""
+
+    name = "group-lasso"
+    title = "Group lasso"
+    paper = "Yuan & Lin 2006; Wen et al. 2016, Learning Structured Sparsity in Deep Neural Networks, arXiv 1608.03665"
+    strengths = (3e-4, 1e-3, 3e-3, 1e-2)
+    strength_meaning = "λ, the weight of the penalty."
+
+    groups: dict[str, list[Tensor]]
+    """Site → the parameters whose row i belongs to unit i."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(granularity="unit", strength="penalty", trains_once=False)
+
+    def phases(self, epochs: int) -> Sequence[Phase]:
+        finetune = self.config.finetune
+        sparsify = Phase("sparsify", 1 - finetune)
+        return (sparsify, Phase("finetune", finetune)) if finetune else (sparsify,)
+
+    def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
+        super().attach(network, sites, context)
+        self.groups = {
+            site.name: [getattr(module, name) for module, name in unit_parameters(network, site)]
+            for site in sites
+        }
+
+    def after_step(self) -> None:
+        super().after_step()
+        assert self.context.strength is not None
+        if self.context.strength > 0 and self.context.phase.name == "sparsify":
+            self._shrink(self.context.learning_rate * self.context.strength)
+
+    @torch.no_grad()
+    def _shrink(self, threshold: float) -> None:
+        """The proximal step; threshold: η·λ."""
+        factors = {}
+        for name, group in self.groups.items():
+            norms = row_norms(group)
+            size = sum(parameter[0].numel() for parameter in group)
+            factor = group_shrinkage(norms, threshold * size**0.5)
+            factors[name] = factor, norms
+        alive = torch.stack([factor.any() for factor, _ in factors.values()]).tolist()
+        for (name, (factor, norms)), lives in zip(factors.items(), alive, strict=True):
+            if not lives:
+                factor[norms.argmax()] = 1.0
+            for parameter in self.groups[name]:
+                parameter.mul_(factor.view(-1, *[1] * (parameter.dim() - 1)))
+
+    def select(self, strength: float) -> SparsityPlan:
+        """What the proximal steps have left, whatever `strength`; at 0 all."""
+        return SparsityPlan(
+            kept={name: (row_norms(group) > 0) | (strength == 0) for name, group in self.groups.items()}
+        )
+
+
+def row_norms(parameters: Sequence[Tensor]) -> Tensor:
+    """‖θ_g‖₂ over the rows (dim 0) that unit g has in all `parameters`, vectors included: (size,)."""
+    squares = [p.detach().reshape(p.shape[0], -1).square().sum(dim=1) for p in parameters]
+    return torch.stack(squares).sum(dim=0).sqrt()

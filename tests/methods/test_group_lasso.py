@@ -1,0 +1,153 @@
+"""Group lasso: groups that hold all of a unit, thresholds by their size, zeros that are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import methods
+from methods.base import Phase, Site, StepContext
+from methods.group_lasso import GroupLasso, row_norms
+
+Network = tuple[nn.Module, list[Site]]
+MakeContext = Callable[..., StepContext]
+
+
+def attached(network: Network, context: StepContext, **config: Any) -> GroupLasso:
+    method = methods.create("group-lasso", **config)
+    assert isinstance(method, GroupLasso)
+    context.phase = Phase("sparsify", 1.0)
+    method.attach(*network, context)
+    return method
+
+
+def groups_of(network: nn.Module, layers: str) -> torch.Tensor:
+    """One row per unit: all that belongs to it."""
+    parts = [
+        p.detach().reshape(p.shape[0], -1) for n in layers for p in network.get_submodule(n).parameters()
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def test_one_step_is_the_proximal_point_of_every_group(convnet: Network, make_context: MakeContext) -> None:
+    """Weights, bias, scale and shift of a unit shrink by one factor: max(1 − ηλ√p/‖θ_g‖, 0)."""
+    network, _ = convnet
+    method = attached(convnet, make_context(0.5))
+    method.context.learning_rate = 0.2
+    before = groups_of(network, "34")
+    assert before.shape == (12, 8 * 9 + 1 + 2)
+    rest = network.get_parameter("8.weight").detach().clone()
+    method.after_step()
+    threshold = 0.2 * 0.5 * 75**0.5
+    expected = torch.stack([g * max(0.0, 1 - threshold / float(g.norm())) for g in before])
+    torch.testing.assert_close(groups_of(network, "34"), expected)
+    assert torch.equal(network.get_parameter("8.weight"), rest)
+
+
+def test_a_unit_at_zero_is_off_and_the_last_of_a_layer_stays(
+    convnet: Network, make_context: MakeContext
+) -> None:
+    network, _ = convnet
+    method = attached(convnet, make_context(1.0))
+    norms = row_norms(method.groups["3"])
+    method.context.learning_rate = float(norms.median()) / 75**0.5
+    method.after_step()
+    kept = method.plan(1.0).kept["3"]
+    assert torch.equal(kept, norms > norms.median())
+    outputs = network.eval()[:5](torch.randn(2, 1, 8, 8))
+    assert torch.equal(outputs.abs().amax(dim=(0, 2, 3)) > 0, kept)
+    largest = int(row_norms(method.groups["3"]).argmax())
+    before = groups_of(network, "34")[largest]
+    method.context.learning_rate = 100.0
+    method.after_step()
+    assert method.plan(1.0).kept["3"].nonzero().flatten().tolist() == [largest]
+    assert torch.equal(groups_of(network, "34")[largest], before)
+
+
+def test_penalty_only_before_fine_tuning_and_units_stay_off(
+    mlp: Network,
+    make_context: MakeContext,
+    noise_batches: Callable[..., Any],
+    train: Callable[..., None],
+) -> None:
+    method = attached(mlp, make_context(0.03, steps=80), finetune=0.5)
+    found: dict[str, list[int]] = {"sparsify": [], "finetune": []}
+
+    def note() -> None:
+        units = sum(int((row_norms(group) > 0).sum()) for group in method.groups.values())
+        found[method.context.phase.name].append(units)
+
+    train(
+        method,
+        noise_batches((64,)),
+        lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=1e-3),
+        note,
+    )
+    assert 2 <= found["sparsify"][-1] < 25
+    assert set(found["finetune"]) == {found["sparsify"][-1]}
+    assert sum(int(kept.sum()) for kept in method.plan(0.03).kept.values()) == found["finetune"][-1]
+
+
+def test_strength_zero_is_plain_training(mlp: Network, make_context: MakeContext) -> None:
+    network, _ = mlp
+    method = attached(mlp, make_context(0.0), finetune=0)
+    method.context.learning_rate = 1.0
+    with torch.no_grad():
+        for parameter in network[0].parameters():
+            parameter[3] = 0.0  # a unit that died on its own
+    before = groups_of(network, "0").clone()
+    method.after_step()
+    assert torch.equal(groups_of(network, "0"), before)
+    assert all(bool(kept.all()) for kept in method.plan(0.0).kept.values())
+
+
+def test_the_steps_solve_the_group_lasso() -> None:
+    """A linear model with one group per output against the optimality conditions of its convex problem:
+    ∇E_g = −λ√p·θ_g/‖θ_g‖ where θ_g ≠ 0, and ‖∇E_g‖ ≤ λ√p where it is zero."""
+    torch.manual_seed(0)
+    inputs = torch.randn(300, 6, dtype=torch.float64)
+    truth = torch.diag(torch.tensor([1.0, 0.6, 0.3, 0.1, 0.05, 0.0])).double()
+    targets = inputs @ truth.T + 0.1 * torch.randn(300, 6, dtype=torch.float64)
+    network = nn.Sequential(nn.Linear(6, 6, bias=False)).double()
+    site = Site("0", 6, "inner", ("0",), (), ("0",), (), 1.0, 1.0)
+    strength, rate = 0.08, 0.2
+    context = StepContext(
+        strength,
+        1,
+        1,
+        300,
+        torch.device("cpu"),
+        torch.Generator(),
+        nn.functional.mse_loss,
+        Phase("sparsify", 1.0),
+    )
+    context.learning_rate = rate
+    method = attached((network, [site]), context)
+    weight = network[0].weight
+
+    def gradient() -> torch.Tensor:
+        weight.grad = None
+        (0.5 * (network(inputs) - targets).square().sum(dim=1).mean()).backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    for _ in range(500):
+        slope = gradient()
+        with torch.no_grad():
+            weight -= rate * slope
+        method.after_step()
+    slope, bound = gradient(), strength * 6**0.5
+    zero = weight.norm(dim=1) == 0
+    assert 0 < int(zero.sum()) < 6
+    assert (slope[zero].norm(dim=1) <= bound).all()
+    direction = weight[~zero] / weight[~zero].norm(dim=1, keepdim=True)
+    torch.testing.assert_close(slope[~zero], (-bound * direction).detach(), rtol=0, atol=1e-8)
+
+
+def test_refuses_to_fine_tune_for_the_whole_budget() -> None:
+    with pytest.raises(ValueError, match="finetune"):
+        methods.create("group-lasso", finetune=1.0)
