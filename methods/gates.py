@@ -35,6 +35,10 @@ class Gate(nn.Module):
         """The multipliers of one forward pass of `batch` images."""
         raise NotImplementedError
 
+    def see(self, values: Tensor) -> None:
+        """Told of the units' values, (N, size, …), at the first end of the site, before they are multiplied: a gate
+        that depends on them sets its own `value` here."""
+
 
 class Placement:
     """Gates on the sites of a network, by hooks: the network's own modules, parameters and names stay as they are.
@@ -50,8 +54,8 @@ class Placement:
         for site in sites:
             if site.name in self.gates:
                 for end in site.ends:
-                    module = network.get_submodule(end)
-                    self._handles.append(module.register_forward_hook(_Multiply(self.gates[site.name])))
+                    hook = _Multiply(self.gates[site.name], first=end == site.ends[0])
+                    self._handles.append(network.get_submodule(end).register_forward_hook(hook))
 
     def _draw(self, network: nn.Module, inputs: tuple[Any, ...]) -> None:
         for gate in self.gates.values():
@@ -67,10 +71,12 @@ class Placement:
 class _Multiply:
     """The hook at one end of a site."""
 
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
+    def __init__(self, gate: Gate, first: bool) -> None:
+        self.gate, self.first = gate, first
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self.first:
+            self.gate.see(output)
         value = self.gate.value
         product: Tensor = _Product.apply(output, value if value.dim() == 2 else value[None])
         return product

@@ -74,7 +74,7 @@ def test_frequencies_of_the_gates_are_the_keep_probabilities() -> None:
     """P(z > ½) over both draws is E[π]: one π for a minibatch, one z for an image."""
     a_uc = torch.tensor([-6.0, -1.0, 0.5, 3.0])
     posterior = Posterior(a_uc, 0.1, 1e-3, torch.Generator().manual_seed(2))
-    rounds = 20_000
+    rounds = 5_000
     on = torch.stack([(posterior.draw(4).detach() > 0.5).float() for _ in range(rounds)])
     means = on.mean(dim=(0, 1))
     expected = posterior.expected().float()
