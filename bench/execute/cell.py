@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import methods
 from bench import data, networks
@@ -29,10 +29,12 @@ from bench.compaction import (
     top1_changes,
 )
 from bench.compaction.archive import save_compact
+from bench.compaction.verify import FLOAT32_BOUND, Certificate, difference
 from bench.data.batches import Normalise, ordered
 from bench.data.split import Dataset, Split
 from bench.errors import CellFailed
 from bench.execute import layout
+from bench.execute.dynamic import cut_gates, expected_macs, with_gate_cost, with_gates
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
 from bench.measure.machine import describe, versions
@@ -56,11 +58,15 @@ Report = Callable[[float, str], None]
 @dataclass(frozen=True)
 class Proven:
     """An operating point: what the plan removes, the full network with that switched off, the compact network (its
-    architecture told in units of the full one), and whether the two are equal."""
+    architecture told in units of the full one), and whether the two are equal. delivered: the compact network with the
+    gates of a dynamic method, `gates`, in place; without such gates the compact network itself."""
 
     plan: SparsityPlan
     reference: nn.Module
     compacted: Compacted
+    delivered: nn.Module
+    gates: dict[str, nn.Module]
+    notes: list[str]
     certificate: CertificatePart
 
 
@@ -224,6 +230,7 @@ class CellRun:
         test = data.load_test(self.cell.workload.dataset, self.data_root).to(self.device)
         proven = self.prove(trained, strength, test, normalise)
         plan, reference, compacted = proven.plan, proven.reference, proven.compacted
+        delivered = proven.delivered
         if not proven.certificate.passed:
             raise CellFailed(
                 "unequal", f"the compact network is not the masked one: {proven.certificate.reason}"
@@ -249,11 +256,11 @@ class CellRun:
             point,
             "done",
             time.perf_counter() - began,
-            validation=scored(compacted.network, self.dataset.validation),
-            test=scored(compacted.network, test),
+            validation=scored(delivered, self.dataset.validation),
+            test=scored(delivered, test),
             masked_validation=scored(reference, self.dataset.validation),
             masked_test=scored(reference, test),
-            cost=cost(compacted.network, self.example),
+            cost=with_gate_cost(cost(compacted.network, self.example), proven.gates),
             dense_cost=cost(full, self.example),
             certificate=proven.certificate,
             kept=kept,
@@ -262,7 +269,7 @@ class CellRun:
                 f"{change.kind} {' '.join(change.layers)}" for change in compacted.architecture.layer_changes
             ],
             expected_activity=dict(plan.expected_activity),
-            notes=list(plan.notes),
+            notes=proven.notes,
         )
 
     def prove(self, trained: _Trained, strength: float, test: Split, normalise: Normalise) -> Proven:
@@ -275,22 +282,44 @@ class CellRun:
         if compacted.collapsed:
             lost = ", ".join(compacted.collapsed)
             raise CellFailed("collapsed", f"the network loses all its units at {lost}")
-        certificate = self._certify(reference, compacted, test, normalise)
-        return Proven(plan, reference, trained.of_full_network(compacted), certificate)
+        delivered, gates, notes = compacted.network, {}, list(plan.notes)
+        if input_gates := trained.method.input_gates():
+            gates = cut_gates(input_gates, compacted.architecture.kept)
+            sites = find_sites(compacted.network, self.example)
+            reference = with_gates(reference, trained.sites, input_gates)
+            delivered = with_gates(compacted.network, sites, gates)
+            macs, own = expected_macs(compacted.network, sites, plan.expected_activity, self.example)
+            notes.append(
+                f"expected MACs with the units skipped that are not active: {macs:.0f}, and {own:.0f} for the gates"
+            )
+        certificate = self._certify(reference, delivered, compacted.certificate, real, test, normalise)
+        return Proven(
+            plan, reference, trained.of_full_network(compacted), delivered, gates, notes, certificate
+        )
 
     def _certify(
-        self, reference: nn.Module, compacted: Compacted, test: Split, normalise: Normalise
+        self,
+        reference: nn.Module,
+        delivered: nn.Module,
+        proof: Certificate,
+        real: Tensor,
+        test: Split,
+        normalise: Normalise,
     ) -> CertificatePart:
+        """`proof` is about the plain networks; gates that depend on the image, if any, are in place in the two
+        networks compared here."""
         batches = (batch.inputs for batch in ordered(test, EVALUATION_BATCH, normalise))
-        changes, images = top1_changes(reference, compacted.network, batches)
-        proof = compacted.certificate
+        changes, images = top1_changes(reference, delivered, batches)
+        single = max(proof.difference_float32, difference(reference, delivered, [real]))
         reason = proof.reason
+        if single > FLOAT32_BOUND and not reason:
+            reason = f"float32 differs by {single:.2g} of the output scale (bound {FLOAT32_BOUND:g})"
         if changes and not reason:
             reason = f"the top-1 of {changes} of {images} test images differs"
         return CertificatePart(
-            passed=proof.passed and changes == 0,
+            passed=proof.passed and changes == 0 and single <= FLOAT32_BOUND,
             difference_float64=proof.difference_float64,
-            difference_float32=proof.difference_float32,
+            difference_float32=single,
             top1_changes=changes,
             images=images,
             removed_units=proof.removed_units,

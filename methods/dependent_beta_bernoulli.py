@@ -1,0 +1,292 @@
+"""Dependent beta-Bernoulli dropout: on top of beta-Bernoulli dropout, gates that close units for single images.
+
+Lee et al., Adaptive Network Sparsification with Dependent Variational Beta-Bernoulli Dropout, arXiv
+1805.10896; code OpenXAIProject/Variational_Dropouts at 61ac484 and ICLR2020anonymous/bbdrop at 99fa411.
+
+Symbols of the paper: unit k, image n; z = z^BB ⊙ z^dep.
+- s_nk: the mean over places of the unit's value before its gate, constant for autograd; ŝ: s normalised over the
+  minibatch (running statistics in evaluation).
+- β_k = η_k + κ_k ε_k with ε_k ~ N(0, 1), one draw per minibatch; κ through softplus.
+- φ_k(x_n) = clip(g_k ŝ_nk + β_k, ε, 1 − ε); z^dep_nk is relaxed Bernoulli(φ_k(x_n)).
+- prior: β_k ~ N(0, ρ²), ρ = √5; KL = Σ log(ρ/κ) + (κ² + η²)/(2ρ²) − ½.
+- objective: cross-entropy + KL/N; the posterior of beta-Bernoulli dropout is frozen, but its z is still drawn.
+- test: z_nk = E[π_k]·1[E[π_k] ≥ threshold]·φ_k(x_n), with ε = 0; zero where it is not above the threshold.
+
+Stages: plain pretraining; beta-Bernoulli dropout; then the dependent gates and the weights together.
+
+What can be removed is what beta-Bernoulli dropout removes. It is off throughout the dependent stage, as if it had
+been removed before. The other gates are part of the delivered network (`input_gates`): with E[π] folded into the
+weights, φ is clip(slope·s + offset), two numbers and a threshold for each unit. A closed gate saves work only in
+the layers that read the unit: to know the gate, the unit itself must have been computed.
+
+Deviations, beside those of beta-Bernoulli dropout, with reasons:
+- s is the value before the activation for dense layers too, where the paper has the input of the next layer.
+- At the units of several producers (residual streams) the first to run decides for all; the paper has no such net.
+- ε = 1e-6 in the clip: the code's 1 − 1e-10 is 1 in float32, its logit infinite.
+- η starts at 1, as in the PyTorch code. The TensorFlow code's 10 leaves every φ in the clip's flat part.
+- The scale and shift of the network's own normalisations train on; the PyTorch code freezes them, but not their
+  running statistics.
+- Strength scales both divergences; the paper's is 1 in both stages.
+- Strength 0: no prior, so no dependent gates; the second stage of beta-Bernoulli dropout goes on to the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from methods.base import Evaluation, Phase, Request, Site, SparsityPlan, StepContext, Traits
+from methods.beta_bernoulli import (
+    BetaBernoulli,
+    BetaBernoulliConfig,
+    PosteriorGate,
+    relaxed_bernoulli,
+    uniform,
+)
+from methods.finetuning import plain_training
+from methods.gates import Gate
+
+RHO = math.sqrt(5)
+CLIP = 1e-6
+"""ε of the clip."""
+
+ETA, KAPPA_UC = 1.0, 0.5413
+"""Where η and κ_uc (κ = 1) start."""
+
+MOMENTUM, EPSILON = 0.1, 1e-5
+"""Of the running statistics, and added to the variance: torch's defaults."""
+
+
+class DependentBetaBernoulliConfig(BetaBernoulliConfig):
+    """pretrain, dependent: the first and the last fraction of the budget; what lies between is beta-Bernoulli
+    dropout. gate_learning_rate: for the dependent gates too."""
+
+    pretrain: float = Field(default=1 / 3, ge=0, lt=1)
+    dependent: float = Field(default=1 / 3, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leave_time_for_the_posterior(self) -> DependentBetaBernoulliConfig:
+        if self.pretrain + self.dependent >= 1:
+            raise ValueError("pretrain and dependent together leave no time for beta-Bernoulli dropout")
+        return self
+
+
+class Dependence(nn.Module):
+    """q(z^dep | x) of the units of one site."""
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, size: int, tau: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.tau, self.generator = tau, generator
+
+        def full(value: float) -> Tensor:
+            return torch.full((size,), value, device=generator.device)
+
+        self.g, self.eta = nn.Parameter(full(1.0)), nn.Parameter(full(ETA))
+        self.kappa_uc = nn.Parameter(full(KAPPA_UC))
+        self.register_buffer("mean", full(0.0))
+        self.register_buffer("variance", full(1.0))
+
+    def phi(self, values: Tensor, training: bool) -> Tensor:
+        """φ of `values` (N, size, …), (N, size); in training with the noise of β."""
+        s = values.detach()
+        s = s.flatten(2).mean(2) if s.dim() > 2 else s
+        beta: Tensor = self.eta
+        if training:
+            noise = torch.randn(self.eta.shape, generator=self.generator, device=self.generator.device)
+            beta = beta + functional.softplus(self.kappa_uc) * noise
+        shifted = functional.batch_norm(
+            s, self.mean, self.variance, self.g, beta, training, MOMENTUM, EPSILON
+        )
+        return shifted.clamp(CLIP, 1 - CLIP)
+
+    def draw(self, values: Tensor) -> Tensor:
+        """z^dep, (N, size)."""
+        phi = self.phi(values, training=True)
+        return relaxed_bernoulli(torch.logit(phi), uniform(phi.shape, self.generator), self.tau)
+
+    def kl(self) -> Tensor:
+        """Σ_k KL(N(η_k, κ_k²) ‖ N(0, ρ²)), a scalar."""
+        kappa = functional.softplus(self.kappa_uc)
+        return (torch.log(RHO / kappa) + (kappa**2 + self.eta**2) / (2 * RHO**2) - 0.5).sum()
+
+    @torch.no_grad()
+    def folded(self, expected: Tensor, threshold: float) -> InputGate:
+        """The gate in evaluation, for values that come multiplied by `expected`, (size,)."""
+        expected, deviation = expected.double(), (self.variance.double() + EPSILON).sqrt()
+        alive = expected > 0
+        scale = torch.where(alive, expected, 1.0)
+        slope = self.g / (deviation * scale)
+        offset = self.eta - self.g * self.mean / deviation
+        floor = torch.where(alive, threshold / scale, torch.inf)
+        return InputGate(slope.to(self.g), offset.to(self.g), floor.to(self.g))
+
+
+class InputGate(nn.Module):
+    """clip(slope·s + offset) where it is above `floor`, otherwise 0; s: the mean over places. Each (size,)."""
+
+    slope: Tensor
+    offset: Tensor
+    floor: Tensor
+
+    def __init__(self, slope: Tensor, offset: Tensor, floor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("slope", slope)
+        self.register_buffer("offset", offset)
+        self.register_buffer("floor", floor)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(N, size, …) → (N, size)."""
+        s = values.flatten(2).mean(2) if values.dim() > 2 else values
+        phi = (self.slope * s + self.offset).clamp(CLIP, 1 - CLIP)
+        return phi * (phi > self.floor)
+
+
+class DependentGate(Gate):
+    """z^BB ⊙ z^dep of one site. active: in evaluation, the sum of active units over images, and the images."""
+
+    def __init__(self, static: PosteriorGate, dependence: Dependence, kept: Tensor, threshold: float) -> None:
+        """kept: (size,) bool, the units that are not removed."""
+        super().__init__(static.size)
+        self.static, self.dependence, self.threshold = static, dependence, threshold
+        self.kept = kept
+        self.active: list[tuple[Tensor, int]] = []
+        self._training = False
+
+    def draw(self, training: bool, batch: int) -> Tensor:
+        """z^BB; `see` completes it."""
+        self._training = training
+        value = self.static.draw(training, batch)
+        return value * self.kept if training else value
+
+    def see(self, values: Tensor) -> None:
+        if self._training:
+            self.value = self.value * self.dependence.draw(values)
+            return
+        z = self.value * self.dependence.phi(values, training=False)
+        on = z > self.threshold
+        self.value = z * on
+        self.active.append((on.sum(), len(on)))
+
+
+class DependentBetaBernoulli(BetaBernoulli):
+    """Static removal by keep probabilities, then gates that close units for single images."""
+
+    name = "dependent-beta-bernoulli"
+    title = "Dependent beta-Bernoulli dropout"
+    Config = DependentBetaBernoulliConfig
+
+    dependences: nn.ModuleList
+    activity: dict[str, float]
+    """Site → mean number of active units, on the validation split after the last epoch."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            granularity="unit", strength="penalty", trains_once=False, needs_validation=True, dynamic=True
+        )
+
+    def phases(self, epochs: int) -> Sequence[Phase]:
+        pretrain, dependent = self.config.pretrain, self.config.dependent
+        first = [plain_training(pretrain)] if pretrain else []
+        return (*first, Phase("sparsify", 1 - pretrain - dependent), Phase("dependent", dependent))
+
+    def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
+        super().attach(network, sites, context)
+        tau, generator = self.config.temperature, context.generator
+        self.dependences = nn.ModuleList(Dependence(site.size, tau, generator) for site in sites)
+        self.dependent, self.activity = False, {}
+
+    def start_phase(self, phase: Phase) -> None:
+        super().start_phase(phase)
+        if phase.name == "dependent" and self.strength > 0:
+            self._begin_dependence()
+
+    def _begin_dependence(self) -> None:
+        """Freezes the posterior and puts the dependent gates over it."""
+        if self.placement is not None:
+            self.placement.remove()
+        self.dependent = True
+        self.posterior.requires_grad_(False)
+        self._place()
+
+    def _gates(self) -> dict[str, Gate]:
+        gates = super()._gates()
+        if not self.dependent:
+            return gates
+        kept = self.by_site(self.posterior.kept())
+        over: dict[str, Gate] = {}
+        for (name, static), dependence in zip(gates.items(), self.dependences, strict=True):
+            assert isinstance(static, PosteriorGate)
+            assert isinstance(dependence, Dependence)
+            over[name] = DependentGate(static, dependence, kept[name], self.threshold)
+        return over
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        if self.dependent:
+            return [self._gate_group(list(self.dependences.parameters()))]
+        return super().parameter_groups()
+
+    def penalty(self) -> Tensor | None:
+        if not self.dependent:
+            return super().penalty()
+        kl = torch.stack([dependence.kl() for dependence in self._dependences()]).sum()
+        return self.strength / self.context.train_size * kl
+
+    def _dependences(self) -> list[Dependence]:
+        return [module for module in self.dependences if isinstance(module, Dependence)]
+
+    def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
+        if self.dependent and self.context.phase_step == self.context.phase_steps:
+            assert self.placement is not None
+            gates = {
+                name: gate for name, gate in self.placement.gates.items() if isinstance(gate, DependentGate)
+            }
+            for gate in gates.values():
+                gate.active.clear()
+            validate()
+            for name, gate in gates.items():
+                images = sum(images for _, images in gate.active)
+                self.activity[name] = float(sum(float(active) for active, _ in gate.active)) / images
+                gate.active.clear()
+        return None
+
+    def state_dict(self) -> dict[str, Tensor | float | int | str]:
+        state = super().state_dict() | {"dependent": int(self.dependent)}
+        state |= {f"dependences/{name}": value for name, value in self.dependences.state_dict().items()}
+        return state | {f"activity/{site}": mean for site, mean in self.activity.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.dependences.load_state_dict(_under("dependences/", state))
+        self.activity = _under("activity/", state)
+        if state["dependent"] and not self.dependent:
+            self._begin_dependence()
+
+    def detach(self) -> None:
+        self._input_gates: dict[str, nn.Module] = {}
+        if self.dependent:
+            expected = self.by_site(self.posterior.fixed())
+            for site, dependence in zip(self.sites, self._dependences(), strict=True):
+                self._input_gates[site.name] = dependence.folded(expected[site.name], self.threshold)
+        super().detach()
+
+    def input_gates(self) -> Mapping[str, nn.Module]:
+        return self._input_gates
+
+    def plan(self, strength: float) -> SparsityPlan:
+        return replace(super().plan(strength), expected_activity=self.activity)
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `state` below a prefix, without it."""
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}

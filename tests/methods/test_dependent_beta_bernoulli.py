@@ -1,0 +1,235 @@
+"""The gates that depend on the image: their objective, their noise, and what they leave behind."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from scipy import integrate
+from torch import nn
+
+from methods.base import Batch, Evaluation, Site, StepContext
+from methods.dependent_beta_bernoulli import (
+    CLIP,
+    RHO,
+    Dependence,
+    DependentBetaBernoulli,
+    DependentBetaBernoulliConfig,
+)
+
+Network = tuple[nn.Module, list[Site]]
+
+
+def attached(
+    network: Network, make_context: Callable[..., StepContext], strength: float = 1.0, **config: Any
+) -> DependentBetaBernoulli:
+    """In its last phase, every third unit removed, with statistics and gates that differ."""
+    method = DependentBetaBernoulli(DependentBetaBernoulliConfig(**config))
+    method.attach(*network, make_context(strength=strength))
+    *early, last = method.phases(12)
+    for phase in early:
+        method.start_phase(phase)
+    with torch.no_grad():
+        method.posterior.a_uc.copy_(torch.linspace(-2, 3, len(method.posterior.a_uc)))
+        method.posterior.a_uc[::3] = -9.0
+    method.context.phase = last
+    method.start_phase(last)
+    for module in method.dependences:
+        assert isinstance(module, Dependence)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            module.mean.copy_(torch.randn(module.mean.shape, generator=generator))
+            module.variance.copy_(0.1 + torch.rand(module.mean.shape, generator=generator))
+            module.eta.copy_(torch.linspace(-1, 1.5, len(module.eta)))
+            module.g.copy_(torch.linspace(0.2, 2, len(module.g)))
+    return method
+
+
+def inputs_of(kind: str, images: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(11)
+    return torch.randn(images, *((1, 8, 8) if kind == "convnet" else (64,)), generator=generator)
+
+
+def test_settings_are_checked() -> None:
+    for bad in ({"dependent": 0.0}, {"pretrain": 0.6, "dependent": 0.4}):
+        with pytest.raises(ValidationError):
+            DependentBetaBernoulliConfig(**bad)
+    phases = DependentBetaBernoulli().phases(12)
+    assert [phase.name for phase in phases] == ["pretrain", "sparsify", "dependent"]
+    assert sum(phase.fraction for phase in phases) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("eta", "kappa"), [(1.0, 1.0), (0.0, RHO), (-2.0, 0.3), (4.0, 2.5)])
+def test_kl_of_beta_is_the_integral(eta: float, kappa: float) -> None:
+    dependence = Dependence(1, 0.1, torch.Generator()).double()
+    with torch.no_grad():
+        dependence.eta.fill_(eta)
+        dependence.kappa_uc.fill_(math.log(math.expm1(kappa)))
+
+    def normal(x: float, mean: float, deviation: float) -> float:
+        return -0.5 * ((x - mean) / deviation) ** 2 - math.log(deviation * math.sqrt(2 * math.pi))
+
+    expected = integrate.quad(
+        lambda x: math.exp(normal(x, eta, kappa)) * (normal(x, eta, kappa) - normal(x, 0, RHO)),
+        eta - 12 * kappa,
+        eta + 12 * kappa,
+    )[0]
+    assert dependence.kl().item() == pytest.approx(expected, abs=1e-8)
+
+
+def test_gates_open_with_probability_phi() -> None:
+    """Without the noise of β and with saturated statistics apart: P(z > ½) = φ of each image."""
+    dependence = Dependence(3, 0.1, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dependence.kappa_uc.fill_(-30.0)
+        dependence.eta.copy_(torch.tensor([0.3, 0.5, 0.9]))
+        dependence.g.fill_(0.2)
+    values = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    # The minibatch normalises by its own statistics, so that φ is known here.
+    normalised = (values - values.mean(0)) / (values.var(0, correction=0) + 1e-5).sqrt()
+    phi = (0.2 * normalised + dependence.eta).clamp(CLIP, 1 - CLIP).detach()
+    rounds = 4000
+    on = torch.stack([(dependence.draw(values).detach() > 0.5).float() for _ in range(rounds)]).mean(0)
+    assert ((on - phi).abs() < 4.5 * (phi * (1 - phi) / rounds).sqrt() + 1e-4).all()
+
+
+def test_noise_of_beta_is_shared_by_the_minibatch() -> None:
+    dependence = Dependence(4, 0.1, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dependence.eta.fill_(0.5)
+        dependence.g.zero_()
+    phi = dependence.phi(torch.randn(6, 4), training=True)
+    assert torch.equal(phi, phi[:1].expand(6, 4))
+    assert not torch.equal(phi, dependence.phi(torch.randn(6, 4), training=True))
+    assert torch.equal(dependence.phi(torch.randn(6, 4), training=False), torch.full((6, 4), 0.5))
+
+
+def test_statistic_is_the_mean_over_places_and_passes_no_gradient() -> None:
+    dependence = Dependence(3, 0.1, torch.Generator())
+    maps = torch.randn(5, 3, 4, 4, requires_grad=True)
+    phi = dependence.phi(maps, training=False)
+    torch.testing.assert_close(phi, dependence.phi(maps.mean((2, 3)), training=False))
+    phi.sum().backward()
+    assert maps.grad is None
+    assert dependence.g.grad is not None
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+def test_posterior_is_frozen_and_removed_units_are_off(
+    kind: str, request: pytest.FixtureRequest, make_context: Callable[..., StepContext]
+) -> None:
+    """In the dependent stage; and every gradient is finite."""
+    network, sites = request.getfixturevalue(kind)
+    method = attached((network, sites), make_context)
+    (group,) = method.parameter_groups()
+    assert {id(p) for p in group["params"]} == {id(p) for p in method.dependences.parameters()}
+    network.train()
+    method.training_step(Batch(inputs_of(kind, 32), torch.randint(10, (32,))))
+    assert method.posterior.a_uc.grad is None
+    assert method.placement is not None
+    kept = method.by_site(method.posterior.kept())
+    for site in sites:
+        value = method.placement.gates[site.name].value
+        assert value.shape == (32, site.size)
+        assert bool((value[:, ~kept[site.name]] == 0).all())
+        weight = network.get_submodule(site.producers[0]).weight
+        assert bool((weight.grad[~kept[site.name]] == 0).all())
+    for parameter in (*network.parameters(), *method.dependences.parameters()):
+        if parameter.grad is not None:
+            assert parameter.grad.isfinite().all()
+    penalty = method.penalty()
+    assert penalty is not None
+    total = sum(module.kl() for module in method.dependences if isinstance(module, Dependence))
+    torch.testing.assert_close(penalty, total / method.context.train_size)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+def test_delivered_gates_are_those_of_evaluation(
+    kind: str, request: pytest.FixtureRequest, make_context: Callable[..., StepContext]
+) -> None:
+    """E[π] folded into the weights and into slope and offset: the same logits."""
+    network, sites = request.getfixturevalue(kind)
+    method = attached((network, sites), make_context)
+    inputs = inputs_of(kind, 64)
+    gated = network.eval()(inputs)
+    assert method.placement is not None
+    values = {name: gate.value for name, gate in method.placement.gates.items()}
+    assert any(0 < int((value > 0).sum()) < value.numel() for value in values.values())
+    method.detach()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    fixed = method.by_site(method.posterior.fixed())
+    for site in sites:
+        gate = method.input_gates()[site.name]
+        expected = values[site.name]
+
+        def multiply(
+            module: nn.Module, given: Any, output: torch.Tensor, gate: nn.Module = gate
+        ) -> torch.Tensor:
+            z = gate(output)
+            return output * z.reshape(*z.shape, *[1] * (output.dim() - 2))
+
+        network.get_submodule(site.ends[0]).register_forward_hook(
+            lambda module, given, output, gate=gate, site=site, expected=expected: torch.testing.assert_close(
+                gate(output) * fixed[site.name], expected, rtol=1e-3, atol=1e-5
+            )
+        )
+        network.get_submodule(site.ends[0]).register_forward_hook(multiply)
+    torch.testing.assert_close(network(inputs), gated, rtol=1e-3, atol=1e-5)
+
+
+def test_activity_is_counted_on_the_validation_split(
+    mlp: Network, make_context: Callable[..., StepContext]
+) -> None:
+    network, sites = mlp
+    method = attached(mlp, make_context)
+    inputs = inputs_of("mlp", 50)
+    seen: list[dict[str, float]] = []
+
+    def validate() -> Evaluation:
+        network.eval()
+        counts = {site.name: 0.0 for site in sites}
+        for part in inputs.split(20):
+            network(part)
+            assert method.placement is not None
+            for name, gate in method.placement.gates.items():
+                counts[name] += float((gate.value > 0).sum()) / 50
+        seen.append(counts)
+        return Evaluation(1.0, 0.5)
+
+    method.context.phase_steps = 5
+    method.after_epoch(validate)
+    assert not seen
+    method.context.phase_step = 5
+    method.after_epoch(validate)
+    method.detach()
+    plan = method.plan(1.0)
+    assert plan.expected_activity == pytest.approx(seen[0])
+    for site in sites:
+        assert 0 < plan.expected_activity[site.name] < int(plan.kept[site.name].sum())
+
+
+def test_state_survives_a_round_trip(convnet: Network, make_context: Callable[..., StepContext]) -> None:
+    network, sites = convnet
+    twin = copy.deepcopy(network)
+    method = attached(convnet, make_context)
+    method.activity = {"0": 1.5}
+    other = DependentBetaBernoulli()
+    other.attach(twin, sites, make_context(strength=1.0))
+    other.load_state_dict(method.state_dict())
+    inputs = inputs_of("convnet", 8)
+    assert torch.equal(network.eval()(inputs), twin.eval()(inputs))
+    assert other.activity == {"0": 1.5}
+    assert not other.posterior.a_uc.requires_grad
+
+
+def test_strength_zero_has_no_dependent_gates(mlp: Network, make_context: Callable[..., StepContext]) -> None:
+    method = attached(mlp, make_context, strength=0.0)
+    assert not method.dependent
+    method.detach()
+    assert not method.input_gates()
+    assert all(bool(kept.all()) for kept in method.plan(0.0).kept.values())
