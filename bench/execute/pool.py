@@ -70,6 +70,8 @@ class _Worker(Generic[T]):
             self.process.join(timeout=5)
         self.process.terminate()
         self.process.join(timeout=5)
+        self.process.kill()  # one that does not listen
+        self.process.join()
 
 
 def run_jobs(

@@ -90,6 +90,14 @@ POINT_COLUMNS: Mapping[str, str] = {
 }
 """Column → dtype of `stage="point"`; the latency columns of each measured batch size follow."""
 
+RATIOS: Mapping[str, str] = {
+    "parameters": "dense_parameters",
+    "nonzero": "dense_parameters",
+    "macs": "dense_macs",
+}
+"""`<name>_ratio` is this column over the column of the name. A fresh dense network has zeros (biases) that mean nothing,
+so its parameters are what non-zeros are compared with."""
+
 TRAIN_COLUMNS: Mapping[str, str] = {
     **_IDENTITY,
     **_TRAINING,
@@ -165,8 +173,8 @@ def point_frame(records: Records, latency_device: str | None = None) -> pandas.D
     frame = _frame(rows, {**POINT_COLUMNS, **latency})
     for name in ("parameters", "macs"):
         frame[f"{name}_kept"] = _float(frame[name]) / _float(frame[f"dense_{name}"])
-    for name in ("parameters", "nonzero", "macs"):
-        frame[f"{name}_ratio"] = _float(frame[f"dense_{name}"]) / _float(frame[name])
+    for name, dense in RATIOS.items():
+        frame[f"{name}_ratio"] = _float(frame[dense]) / _float(frame[name])
     return frame
 
 

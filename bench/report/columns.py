@@ -94,7 +94,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "nonzero_ratio",
         "fewer non-zeros",
-        "Non-zero parameters of the dense network over those of the compact one; more than the parameters "
+        "Parameters of the dense network over the non-zero ones of the compact one; more than the parameters "
         "only where single weights were zeroed, which saves nothing without a sparse format.",
         lambda row: ratio(row["nonzero_ratio"]),
     ),

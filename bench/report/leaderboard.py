@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.records.files import write_atomically
+from bench.records.frame import RATIOS
 from bench.report.columns import batches, shown_columns
 from bench.report.groups import QUESTION, distinct_labels
 from bench.report.sidecar import write_sidecar
@@ -97,8 +98,8 @@ def _row(
         "protocol_version": first["protocol_version"],
         "latency_device": next(iter(done["latency_device"].dropna().astype("object")), None),
     }
-    for name in ("parameters", "nonzero", "macs"):  # of the mean, so that a row agrees with itself
-        row[f"{name}_ratio"] = _mean(done[f"dense_{name}"]) / means[name] if means[name] else float("inf")
+    for name, reference_column in RATIOS.items():  # of the mean, so that a row agrees with itself
+        row[f"{name}_ratio"] = _mean(done[reference_column]) / means[name] if means[name] else float("inf")
     for batch in batches(group.columns):
         row[f"speedup_b{batch}"] = float(done[f"speedup_b{batch}"].median())
     return row
