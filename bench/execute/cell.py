@@ -289,9 +289,10 @@ class CellRun:
             reference = with_gates(reference, trained.sites, input_gates)
             delivered = with_gates(compacted.network, sites, gates)
             macs, own = expected_macs(compacted.network, sites, plan.expected_activity, self.example)
-            notes.append(
-                f"expected MACs with the units skipped that are not active: {macs:.0f}, and {own:.0f} for the gates"
-            )
+            notes += [
+                f"expected MACs with the units skipped that are not active: {macs:.0f}, and {own:.0f} for the gates",
+                "MACs, latency and the stored network are of the static part, without the gates",
+            ]
         certificate = self._certify(reference, delivered, compacted.certificate, real, test, normalise)
         return Proven(
             plan, reference, trained.of_full_network(compacted), delivered, gates, notes, certificate

@@ -95,8 +95,8 @@ RATIOS: Mapping[str, str] = {
     "nonzero": "dense_parameters",
     "macs": "dense_macs",
 }
-"""`<name>_ratio` is this column over the column of the name. A fresh dense network has zeros (biases) that mean nothing,
-so its parameters are what non-zeros are compared with."""
+"""`<name>_ratio` is this column over the column of the name. The zeros of a fresh dense network (biases) mean nothing, so
+its parameters are what non-zeros are compared with."""
 
 TRAIN_COLUMNS: Mapping[str, str] = {
     **_IDENTITY,
