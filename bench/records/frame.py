@@ -95,7 +95,7 @@ RATIOS: Mapping[str, str] = {
     "nonzero": "dense_parameters",
     "macs": "dense_macs",
 }
-"""`<name>_ratio` is this column over the column of the name. The zeros of a fresh dense network (biases) mean nothing, so
+"""`<name>_ratio` is this column over the column of the name. The zeros of a fresh dense network (biases) mean nothing:
 its parameters are what non-zeros are compared with."""
 
 TRAIN_COLUMNS: Mapping[str, str] = {
