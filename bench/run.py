@@ -16,7 +16,7 @@ from bench import suite as suites
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.measure_stage import Wanted, measure_all
-from bench.execute.pool import Job, one_thread_each, run_jobs
+from bench.execute.pool import Job, child_environment, run_jobs
 from bench.execute.progress import Display, in_words
 from bench.execute.worker import CellTask, PretrainTask
 from bench.records.store import Store
@@ -78,7 +78,7 @@ def plan_elsewhere(suite: suites.Suite, filters: Filters, options: RunOptions) -
     """The plan, made in a process that ends with it: planning needs torch and the data, watching does not."""
     context = multiprocessing.get_context("spawn")
     with (
-        one_thread_each(),
+        child_environment(),
         ProcessPoolExecutor(
             1,
             context,

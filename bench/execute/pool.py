@@ -90,7 +90,7 @@ def run_jobs(
     busy: dict[Connection, _Worker[T]] = {}
     keys = {job.key for job in jobs}
     all_well = True
-    with one_thread_each():
+    with child_environment():
         team: list[_Worker[T]] = [_Worker() for _ in range(min(workers, len(jobs)))]
     try:
         while waiting or busy:
@@ -126,7 +126,7 @@ def run_jobs(
 
 def _replace(worker: _Worker[T], team: list[_Worker[T]]) -> _Worker[T]:
     worker.stop()
-    with one_thread_each():
+    with child_environment():
         fresh: _Worker[T] = _Worker()
     team[team.index(worker)] = fresh
     return fresh
@@ -157,11 +157,16 @@ def _outcomes(
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """A child reads its thread count from the environment when it imports its numeric libraries."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+def child_environment() -> Iterator[None]:
+    """What a child reads when it starts: the thread count of its numeric libraries, and not to complain that one that
+    was ended in its work has left semaphores behind (they are put away)."""
+    warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
+    settings = {
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        "PYTHONWARNINGS": ",".join(filter(None, warnings)),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -73,9 +72,6 @@ def work(pipe: Connection) -> None:
     """Serve tasks until the pipe closes. The parent alone answers to Ctrl-C, and it has said which files are skipped;
     that one is set aside is news."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(1)
-    )  # libraries put away what they have opened
     logging.getLogger("bench.records").addFilter(lambda record: "skipped" not in record.msg)
     import torch
 
