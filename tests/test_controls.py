@@ -12,8 +12,9 @@ from bench import load_compact, suite
 from bench.cli import main
 from bench.controls import as_toml, control_entries, control_suite, write_controls
 from bench.errors import BadInput
-from bench.execute.cell import CellRun, initialise
+from bench.execute.cell import CellRun
 from bench.execute.layout import compact
+from bench.execute.subject import initialise
 from bench.filters import Filters
 from bench.networks import build
 from bench.plan import make_plan

@@ -13,7 +13,7 @@ import torch
 from bench import networks
 from bench.compaction.archive import load_compact
 from bench.execute import layout
-from bench.execute.cell import describe_failure
+from bench.execute.outcome import describe_failure
 from bench.measure.latency import compare_latency, settings
 from bench.measure.machine import describe, versions
 from bench.measure.memory import peak_bytes

@@ -1,0 +1,112 @@
+"""What a cell trains: the network with its sites, and the method at work on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import methods
+from bench import networks
+from bench.cells import Cell
+from bench.compaction import Architecture, Compacted, LayerChange, apply_architecture, find_sites
+from bench.data.split import Dataset
+from bench.training.recipe import Recipe
+from bench.training.seeds import stream
+from methods.base import Method, Phase, Site, StepContext
+
+
+@dataclass
+class Subject:
+    """thinned: what of the full network it was built with, where the method asked for less."""
+
+    network: nn.Module
+    sites: list[Site]
+    method: Method
+    thinned: Architecture | None = None
+
+    @classmethod
+    def of(cls, cell: Cell, dataset: Dataset, example: Tensor) -> Subject:
+        """With initial weights, thinned where the method asks for it. example: on the device that trains."""
+        torch.manual_seed(stream(cell.seed, "init"))
+        network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes).to(
+            example.device
+        )
+        sites = find_sites(network, example)
+        method = create_method(cell)
+        shape = method.shape(sites, cell.strength) if cell.strength is not None else None
+        if shape is None:
+            return cls(network, sites, method)
+        thinned = Architecture(
+            kept={site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()},
+            layer_changes=tuple(LayerChange(kind=a.kind, layers=a.layers) for a in shape.layer_actions),
+        )
+        thin = apply_architecture(network, thinned, example)
+        torch.manual_seed(stream(cell.seed, "init"))
+        initialise(thin)
+        return cls(thin, find_sites(thin, example), method, thinned)
+
+    def of_full_network(self, compacted: Compacted) -> Compacted:
+        """The same compact network, its architecture told in units of the full one."""
+        if self.thinned is None:
+            return compacted
+        inner = compacted.architecture.kept
+        of_thinned = {
+            site: [units[at] for at in inner[site]] if site in inner else units
+            for site, units in self.thinned.kept.items()
+        }
+        changes = (*self.thinned.layer_changes, *compacted.architecture.layer_changes)
+        architecture = compacted.architecture.model_copy(
+            update={"kept": {**inner, **of_thinned}, "layer_changes": changes}
+        )
+        return Compacted(
+            compacted.network, compacted.certificate, architecture, compacted.collapsed, compacted.pinned
+        )
+
+
+def initialise(network: nn.Module) -> None:
+    """Fresh weights from torch's global generator: every layer's own, then those of whatever contains layers and has an
+    initialisation of its own."""
+    modules = list(network.modules())
+    layers = [module for module in modules if not list(module.children())]
+    for module in (*layers, *(module for module in reversed(modules) if module not in layers)):
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+
+
+def units_left(compacted: Compacted, sizes: dict[str, int]) -> dict[str, int]:
+    """By site of the full network; none of a layer that was merged into the next or dropped."""
+    modules = dict(compacted.network.named_modules())
+    kept = compacted.architecture.kept
+    return {
+        site: len(kept[site]) if site in kept else size if hasattr(modules.get(site), "weight") else 0
+        for site, size in sizes.items()
+    }
+
+
+def create_method(cell: Cell) -> Method:
+    """The method of a cell, built-in or of a file, with the cell's settings."""
+    if cell.method_file is None:
+        return methods.create(cell.method.name, **cell.method.config)
+    kind = methods.load_file(Path(cell.method_file))
+    return kind(kind.Config(**cell.method.config))
+
+
+def resting_context(
+    recipe: Recipe, device: torch.device, strength: float | None, dataset: Dataset
+) -> StepContext:
+    """For a method that only plans: nothing is trained any more."""
+    per_epoch = -(-len(dataset.train.labels) // recipe.batch_size)
+    return StepContext(
+        strength=strength,
+        steps=per_epoch * recipe.epochs,
+        steps_per_epoch=per_epoch,
+        train_size=len(dataset.train.labels),
+        device=device,
+        generator=torch.Generator(device),
+        task_loss=nn.functional.cross_entropy,
+        phase=Phase("done", 0.0),
+        step=per_epoch * recipe.epochs,
+    )
