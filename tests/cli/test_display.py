@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pty
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,23 @@ def play(console: Console) -> None:
             display.ended(job, ok, "" if ok else "exit code 7")
 
 
+def read_all(master: int, pieces: list[bytes]) -> None:
+    """Until the other end closes, which Linux tells by an error and others by nothing more to read."""
+    with suppress(OSError):
+        while piece := os.read(master, 1 << 16):
+            pieces.append(piece)
+
+
 def test_a_terminal_gets_a_live_display() -> None:
     master, slave = pty.openpty()
+    pieces: list[bytes] = []
+    reader = threading.Thread(target=read_all, args=(master, pieces))
+    reader.start()
     with os.fdopen(slave, "w") as terminal:
         play(Console(file=terminal, width=120, force_terminal=None))
-        terminal.flush()
-        text = os.read(master, 1 << 16).decode()
+    reader.join(timeout=30)
     os.close(master)
+    text = b"".join(pieces).decode()
     assert "\x1b[" in text
     assert "2/2" in text
     assert "failed: cell b exit code 7" in text
