@@ -20,7 +20,7 @@ lint: $(READY)
 	@$(BIN)/mypy
 
 figures: $(READY)
-	@$(BIN)/bench report $(ARGS)
+	@$(BIN)/bench figures $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

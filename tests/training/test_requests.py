@@ -1,0 +1,82 @@
+"""What a method may ask of the loop after an epoch is what the loop does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import data, networks
+from bench.training.loop import Loop
+from bench.training.phases import plan_phases
+from bench.training.recipe import Recipe
+from methods.base import Evaluation, Method, Phase, Request, SparsityPlan, Traits
+
+
+class Asking(Method):
+    """Asks by a script, epoch by epoch, and remembers the weights it saw at the end of each."""
+
+    name = "asking"
+    title = "Asks by a script"
+    paper = "none"
+    strengths = (0.0,)
+    strength_meaning = "Nothing."
+    count = 0
+
+    def __init__(self, script: Mapping[int, Request]) -> None:
+        super().__init__()
+        self.script, self.seen = script, dict[int, Tensor]()
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(granularity="none", strength="none", trains_once=True)
+
+    def phases(self, epochs: int) -> tuple[Phase, ...]:
+        return Phase("first", 0.5), Phase("second", 0.5)
+
+    def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
+        self.count += 1
+        self.seen[self.count] = self.network.get_parameter("fc1.weight").detach().clone()
+        return self.script.get(self.count)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"]
+
+    def plan(self, strength: float) -> SparsityPlan:
+        return SparsityPlan()
+
+
+def train(script: Mapping[int, Request]) -> tuple[Asking, Loop]:
+    torch.set_num_threads(1)
+    dataset = data.load("digits", None)
+    torch.manual_seed(0)
+    network = networks.build("mlp-300-100", dataset.input_shape, dataset.classes)
+    method = Asking(script)
+    loop = Loop(network, method, [], dataset, Recipe(epochs=6, batch_size=256), 0, torch.device("cpu"))
+    loop.run(plan_phases(method.phases(6), 6))
+    return method, loop
+
+
+def test_without_a_request_the_budget_is_used() -> None:
+    _, loop = train({})
+    assert loop.progress.epochs == {"first": 3, "second": 3}
+
+
+def test_next_phase_and_stop() -> None:
+    _, loop = train({1: Request.NEXT_PHASE})
+    assert loop.progress.epochs == {"first": 1, "second": 3}
+    _, loop = train({2: Request.STOP})
+    assert loop.progress.epochs == {"first": 2}
+
+
+def test_rollback_brings_back_network_and_method() -> None:
+    method, loop = train({4: Request.KEEP_BEST, 6: Request.ROLLBACK})
+    weight = loop.network.get_parameter("fc1.weight")
+    assert torch.equal(weight, method.seen[4])
+    assert not torch.equal(weight, method.seen[6])
+    assert method.count == 4
