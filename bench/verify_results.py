@@ -11,7 +11,7 @@ import torch
 import methods
 from bench import data
 from bench.cells import Cell
-from bench.compaction import load_compact
+from bench.compaction import find_sites, load_archive
 from bench.compaction.verify import FLOAT32_BOUND, difference
 from bench.data.batches import Normalise, ordered
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput, CellFailed
@@ -21,9 +21,10 @@ from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
+from bench.measure.dynamic import dynamic_cost, with_gate_cost
 from bench.plan import identify
 from bench.records.read import Records, read_records
-from bench.records.schema import PROTOCOL_VERSION, PointRecord, TrainRecord
+from bench.records.schema import PROTOCOL_VERSION, DynamicCost, PointRecord, TrainRecord
 from bench.records.select import select_points, title
 
 if TYPE_CHECKING:
@@ -77,27 +78,38 @@ def _archived(point: PointRecord, folder: Path, data_root: Path | None) -> Itera
         yield f"data set {workload.dataset}: not the data of the record (fingerprint {dataset.fingerprint})"
         return
     try:
-        network = load_compact(layout.compact(folder, point.id))
-        counted = cost(network, torch.zeros(1, *dataset.input_shape))
+        archive = load_archive(layout.compact(folder, point.id))
+        network, example = archive.gated(), torch.zeros(1, *dataset.input_shape)
+        counted = cost(archive.network, example)
+        gating: DynamicCost | None = None
+        if archive.dynamic is not None:
+            gates, sites = archive.dynamic.gates, find_sites(archive.network, example)
+            counted = with_gate_cost(counted, gates)
+            gating = dynamic_cost(archive.network, sites, gates, point.expected_activity, example)
         test = data.load_test(workload.dataset, data_root)
         scores = score(network, ordered(test, EVALUATION_BATCH, Normalise.of(dataset, CPU)))
     except (BadInput, CellFailed, ValueError, RuntimeError) as error:
         yield str(error) if isinstance(error, BadInput | CellFailed) else in_one_line(error)
         return
-    dynamic = bool(
-        point.expected_activity
-    )  # its gates, which the archive leaves out, count in what else is recorded
+    whole = not _lacks_gates(point)
     if point.cost is not None:
-        for key in ("macs",) if dynamic else ("parameters", "nonzero", "macs"):
+        for key in ("parameters", "nonzero", "macs") if whole else ("macs",):
             now, then = getattr(counted, key), getattr(point.cost, key)
             if now != then:
                 yield f"{key} {now}, the record says {then}"
-    if point.test is not None and not dynamic:
+    if gating != point.dynamic:
+        yield f"work of the gates {gating}, the record says {point.dynamic}"
+    if point.test is not None and whole:
         ties = _ties(network, dataset, test)
         if abs(scores.accuracy - point.test.accuracy) * scores.images > ties + 0.5:
             yield f"test accuracy {scores.accuracy:.6f}, the record says {point.test.accuracy:.6f}"
         if abs(scores.loss - point.test.loss) > LOSS_BOUND * max(abs(point.test.loss), 1e-3):
             yield f"test loss {scores.loss:.6g}, the record says {point.test.loss:.6g}"
+
+
+def _lacks_gates(point: PointRecord) -> bool:
+    """Whether the record is of a time when archives had no input gates; they count in its scores and sizes."""
+    return bool(point.expected_activity) and point.dynamic is None
 
 
 @torch.inference_mode()
@@ -155,14 +167,14 @@ def _remade(point: PointRecord, cell: Cell, folder: Path, data_root: Path | None
         return [f"cannot be made again: {in_one_line(error)}"]
     if not proven.certificate.passed:
         return [f"made again, it has no certificate: {proven.certificate.reason}"]
-    archived = load_compact(layout.compact(folder, point.id))
+    archived = load_archive(layout.compact(folder, point.id)).gated()
     sizes = {site: len(units) for site, units in proven.compacted.architecture.kept.items()}
     faults = [
         f"{site}: the plan keeps {size} units, the record says {point.kept[site]}"
         for site, size in sizes.items()
         if site in point.kept and point.kept[site] != size
     ]
-    if point.expected_activity:
+    if _lacks_gates(point):
         return faults
     batches = (batch.inputs for batch in ordered(test, EVALUATION_BATCH, normalise))
     apart = difference(proven.reference, archived, batches)

@@ -5,8 +5,8 @@ A method is a class with a typed `Config` and the hooks of `Method`. Only `plan`
     shape → attach → start_phase → (training_step → after_step)* → after_epoch → … → detach → plan(strength)*
 
 No method code runs during evaluation or timing: what is evaluated is the plain network that `detach` leaves, with the
-`SparsityPlan` applied to it; a dynamic method's `input_gates` are evaluated on top, and never timed. The loss a method
-is given is the bare task loss; regularisation belongs to the method.
+`SparsityPlan` applied to it, and a dynamic method's `input_gates` in place. The loss a method is given is the bare task
+loss; regularisation belongs to the method.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from methods.input_gate import InputGate
 
 
 class Config(BaseModel):
@@ -234,12 +236,12 @@ class Method(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave; called after `attach`."""
 
-    def input_gates(self) -> Mapping[str, nn.Module]:
-        """Of a dynamic method, after `detach`: site name → a module from the units' values at the first end of the
-        site, (N, size, …), to their multipliers, (N, size), in evaluation; a unit of multiplier 0 is not active.
+    def input_gates(self) -> Mapping[str, InputGate]:
+        """Of a dynamic method, after `detach`: site name → the gate of its units. It sees their values at the first
+        end of the site; its multipliers go to all ends.
 
-        The harness evaluates the network with them in place, and cuts them to the units that are kept. Hence each
-        unit's multiplier depends on its own values alone, and every parameter and buffer has the units in dim 0.
+        The harness cuts the gates to the units that are kept, evaluates and stores the network with them in place, and
+        times it apart from the network without them.
         """
         return {}
 

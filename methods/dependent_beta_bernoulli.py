@@ -14,10 +14,14 @@ Symbols of the paper: unit k, image n; z = z^BB ⊙ z^dep.
 
 Stages: plain pretraining; beta-Bernoulli dropout; then the dependent gates and the weights together.
 
-What can be removed is what beta-Bernoulli dropout removes. It is off throughout the dependent stage, as if it had
-been removed before. The other gates are part of the delivered network (`input_gates`): with E[π] folded into the
-weights, φ is clip(slope·s + offset), two numbers and a threshold for each unit. A closed gate saves work only in
-the layers that read the unit: to know the gate, the unit itself must have been computed.
+What can be removed is what beta-Bernoulli dropout removes. In the dependent stage its units are multiplied by zero,
+not yet cut out, which is the same training but for its time and for which random numbers fall to which unit: the
+posterior is frozen, so the set cannot change; a unit behind a zero reaches no other value, has no gradient, and its
+gate no divergence; what weight decay does to its own numbers goes with them. The harness cuts after training.
+
+The other gates are part of the delivered network (`input_gates`): with E[π] folded into the weights, φ is
+clip(slope·s + offset), two numbers and a threshold for each unit. A closed gate saves work only in the layers that
+read the unit: to know the gate, the unit itself must have been computed.
 
 Deviations, beside those of beta-Bernoulli dropout, with reasons:
 - s is the value before the activation for dense layers too, where the paper has the input of the next layer.
@@ -52,10 +56,11 @@ from methods.beta_bernoulli import (
 )
 from methods.finetuning import plain_training
 from methods.gates import Gate
+from methods.input_gate import InputGate
 
 RHO = math.sqrt(5)
 CLIP = 1e-6
-"""ε of the clip."""
+"""ε of the clip in training."""
 
 ETA, KAPPA_UC = 1.0, 0.5413
 """Where η and κ_uc (κ = 1) start."""
@@ -107,17 +112,18 @@ class Dependence(nn.Module):
         shifted = functional.batch_norm(
             s, self.mean, self.variance, self.g, beta, training, MOMENTUM, EPSILON
         )
-        return shifted.clamp(CLIP, 1 - CLIP)
+        edge = CLIP if training else 0.0
+        return shifted.clamp(edge, 1 - edge)
 
     def draw(self, values: Tensor) -> Tensor:
         """z^dep, (N, size)."""
         phi = self.phi(values, training=True)
         return relaxed_bernoulli(torch.logit(phi), uniform(phi.shape, self.generator), self.tau)
 
-    def kl(self) -> Tensor:
-        """Σ_k KL(N(η_k, κ_k²) ‖ N(0, ρ²)), a scalar."""
-        kappa = functional.softplus(self.kappa_uc)
-        return (torch.log(RHO / kappa) + (kappa**2 + self.eta**2) / (2 * RHO**2) - 0.5).sum()
+    def kl(self, kept: Tensor) -> Tensor:
+        """Σ_k KL(N(η_k, κ_k²) ‖ N(0, ρ²)) over the units that are kept, (size,) bool; a scalar."""
+        kappa, eta = functional.softplus(self.kappa_uc[kept]), self.eta[kept]
+        return (torch.log(RHO / kappa) + (kappa**2 + eta**2) / (2 * RHO**2) - 0.5).sum()
 
     @torch.no_grad()
     def folded(self, expected: Tensor, threshold: float) -> InputGate:
@@ -129,26 +135,6 @@ class Dependence(nn.Module):
         offset = self.eta - self.g * self.mean / deviation
         floor = torch.where(alive, threshold / scale, torch.inf)
         return InputGate(slope.to(self.g), offset.to(self.g), floor.to(self.g))
-
-
-class InputGate(nn.Module):
-    """clip(slope·s + offset) where it is above `floor`, otherwise 0; s: the mean over places. Each (size,)."""
-
-    slope: Tensor
-    offset: Tensor
-    floor: Tensor
-
-    def __init__(self, slope: Tensor, offset: Tensor, floor: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("slope", slope)
-        self.register_buffer("offset", offset)
-        self.register_buffer("floor", floor)
-
-    def forward(self, values: Tensor) -> Tensor:
-        """(N, size, …) → (N, size)."""
-        s = values.flatten(2).mean(2) if values.dim() > 2 else values
-        phi = (self.slope * s + self.offset).clamp(CLIP, 1 - CLIP)
-        return phi * (phi > self.floor)
 
 
 class DependentGate(Gate):
@@ -186,6 +172,8 @@ class DependentBetaBernoulli(BetaBernoulli):
     Config = DependentBetaBernoulliConfig
 
     dependences: nn.ModuleList
+    kept: dict[str, Tensor]
+    """Site → (size,) bool, the units that are left for the dependent stage."""
     activity: dict[str, float]
     """Site → mean number of active units, on the validation split after the last epoch."""
 
@@ -217,18 +205,18 @@ class DependentBetaBernoulli(BetaBernoulli):
             self.placement.remove()
         self.dependent = True
         self.posterior.requires_grad_(False)
+        self.kept = self.by_site(self.posterior.kept())
         self._place()
 
     def _gates(self) -> dict[str, Gate]:
         gates = super()._gates()
         if not self.dependent:
             return gates
-        kept = self.by_site(self.posterior.kept())
         over: dict[str, Gate] = {}
         for (name, static), dependence in zip(gates.items(), self.dependences, strict=True):
             assert isinstance(static, PosteriorGate)
             assert isinstance(dependence, Dependence)
-            over[name] = DependentGate(static, dependence, kept[name], self.threshold)
+            over[name] = DependentGate(static, dependence, self.kept[name], self.threshold)
         return over
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -239,7 +227,8 @@ class DependentBetaBernoulli(BetaBernoulli):
     def penalty(self) -> Tensor | None:
         if not self.dependent:
             return super().penalty()
-        kl = torch.stack([dependence.kl() for dependence in self._dependences()]).sum()
+        gates = zip(self._dependences(), self.kept.values(), strict=True)
+        kl = torch.stack([dependence.kl(kept) for dependence, kept in gates]).sum()
         return self.strength / self.context.train_size * kl
 
     def _dependences(self) -> list[Dependence]:
@@ -273,14 +262,14 @@ class DependentBetaBernoulli(BetaBernoulli):
             self._begin_dependence()
 
     def detach(self) -> None:
-        self._input_gates: dict[str, nn.Module] = {}
+        self._input_gates: dict[str, InputGate] = {}
         if self.dependent:
             expected = self.by_site(self.posterior.fixed())
             for site, dependence in zip(self.sites, self._dependences(), strict=True):
                 self._input_gates[site.name] = dependence.folded(expected[site.name], self.threshold)
         super().detach()
 
-    def input_gates(self) -> Mapping[str, nn.Module]:
+    def input_gates(self) -> Mapping[str, InputGate]:
         return self._input_gates
 
     def plan(self, strength: float) -> SparsityPlan:

@@ -1,7 +1,7 @@
 """Physical removal of units, with proof. Works on any fx-traceable `torch.nn.Module`."""
 
 from bench.compaction.architecture import Architecture, LayerChange, apply_architecture
-from bench.compaction.archive import load_compact, save_compact
+from bench.compaction.archive import Dynamic, load_archive, load_compact, save_compact
 from bench.compaction.removal import Compacted, compact
 from bench.compaction.sites import find_sites
 from bench.compaction.verify import Certificate, masked_reference, top1_changes
@@ -10,10 +10,12 @@ __all__ = [
     "Architecture",
     "Certificate",
     "Compacted",
+    "Dynamic",
     "LayerChange",
     "apply_architecture",
     "compact",
     "find_sites",
+    "load_archive",
     "load_compact",
     "masked_reference",
     "save_compact",

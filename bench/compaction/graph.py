@@ -124,7 +124,8 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _trace(network: nn.Module) -> fx.Graph:
+def trace(network: nn.Module) -> fx.Graph:
+    """The calls of `network`. Raises BadInput, with the place, where torch.fx cannot follow it."""
     try:
         return _Tracer().trace(network)
     except Exception as error:
@@ -141,7 +142,7 @@ def build_graph(network: nn.Module, example: Tensor) -> Graph:
 
     Raises BadInput where the network cannot be traced or does not take the example.
     """
-    traced = _trace(network)
+    traced = trace(network)
     recorder = _Recorder(fx.GraphModule(network, traced))
     try:
         with torch.no_grad():

@@ -16,23 +16,25 @@ from bench import data, networks
 from bench.cells import Cell
 from bench.compaction import (
     Compacted,
+    Dynamic,
     compact,
     find_sites,
     masked_reference,
     top1_changes,
 )
 from bench.compaction.archive import save_compact
+from bench.compaction.gating import cut_gates, with_gates
 from bench.compaction.verify import FLOAT32_BOUND, Certificate, difference
 from bench.data.batches import Normalise, ordered
 from bench.data.split import Split
 from bench.device import place
 from bench.errors import CellFailed
 from bench.execute import layout
-from bench.execute.dynamic import cut_gates, expected_macs, with_gate_cost, with_gates
 from bench.execute.outcome import Outcome, describe_failure
 from bench.execute.subject import Subject, resting_context, units_left
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
+from bench.measure.dynamic import dynamic_cost, with_gate_cost
 from bench.records.schema import CertificatePart, Failure, PointRecord
 from bench.records.store import Store
 from bench.training.checkpoint import read_state, write_state
@@ -40,10 +42,14 @@ from bench.training.loop import Loop, load_trained, parameter_hash
 from bench.training.phases import PlannedPhase, plan_phases
 from bench.training.recipe import Recipe
 from methods.base import SparsityPlan
+from methods.input_gate import InputGate
 
 EVALUATION_BATCH = 1024
 REAL_IMAGES = 256
 """How many validation images the certificate compares on, beside random inputs."""
+
+STORED_IMAGES = 16
+"""How many of them are stored with a network that has input gates."""
 
 Report = Callable[[float, str], None]
 """Told of the fraction of the cell that is done, and of what it is at."""
@@ -59,8 +65,7 @@ class Proven:
     reference: nn.Module
     compacted: Compacted
     delivered: nn.Module
-    gates: dict[str, nn.Module]
-    notes: list[str]
+    gates: dict[str, InputGate]
     certificate: CertificatePart
 
 
@@ -205,7 +210,7 @@ class CellRun:
         test = data.load_test(self.cell.workload.dataset, self.data_root).to(self.device)
         proven = self.prove(trained, strength, test, normalise)
         plan, reference, compacted = proven.plan, proven.reference, proven.compacted
-        delivered = proven.delivered
+        delivered, gates = proven.delivered, proven.gates
         if not proven.certificate.passed:
             raise CellFailed(
                 "unequal", f"the compact network is not the masked one: {proven.certificate.reason}"
@@ -224,8 +229,13 @@ class CellRun:
             self.cell.workload.network,
             self.dataset.input_shape,
             self.dataset.classes,
+            Dynamic(gates, normalise(self.dataset.validation.images[:STORED_IMAGES])) if gates else None,
         )
         kept = units_left(compacted, sizes)
+        activity, dynamic = dict(plan.expected_activity), None
+        if gates:
+            sites = find_sites(compacted.network, self.example)
+            dynamic = dynamic_cost(compacted.network, sites, gates, activity, self.example)
         return self.outcome.point(
             strength,
             point,
@@ -235,7 +245,7 @@ class CellRun:
             test=scored(delivered, test),
             masked_validation=scored(reference, self.dataset.validation),
             masked_test=scored(reference, test),
-            cost=with_gate_cost(cost(compacted.network, self.example), proven.gates),
+            cost=with_gate_cost(cost(compacted.network, self.example), gates),
             dense_cost=cost(full, self.example),
             certificate=proven.certificate,
             kept=kept,
@@ -243,8 +253,9 @@ class CellRun:
             layer_actions=[
                 f"{change.kind} {' '.join(change.layers)}" for change in compacted.architecture.layer_changes
             ],
-            expected_activity=dict(plan.expected_activity),
-            notes=proven.notes,
+            expected_activity=activity,
+            dynamic=dynamic,
+            notes=list(plan.notes),
         )
 
     def prove(self, trained: Subject, strength: float, test: Split, normalise: Normalise) -> Proven:
@@ -257,22 +268,14 @@ class CellRun:
         if compacted.collapsed:
             lost = ", ".join(compacted.collapsed)
             raise CellFailed("collapsed", f"the network loses all its units at {lost}")
-        reference, compact_network = place(reference, self.device), place(compacted.network, self.device)
-        delivered, gates, notes = compact_network, {}, list(plan.notes)
-        if input_gates := trained.method.input_gates():
-            gates = cut_gates(input_gates, compacted.architecture.kept)
-            sites = find_sites(compacted.network, self.example)
+        reference, delivered = place(reference, self.device), place(compacted.network, self.device)
+        input_gates = trained.method.input_gates()
+        gates = cut_gates(input_gates, compacted.architecture.kept)
+        if gates:
             reference = with_gates(reference, trained.sites, input_gates)
-            delivered = with_gates(compacted.network, sites, gates)
-            macs, own = expected_macs(compacted.network, sites, plan.expected_activity, self.example)
-            notes += [
-                f"expected MACs with the units skipped that are not active: {macs:.0f}, and {own:.0f} for the gates",
-                "MACs, latency and the stored network are of the static part, without the gates",
-            ]
+            delivered = with_gates(delivered, find_sites(delivered, self.example), gates)
         certificate = self._certify(reference, delivered, compacted.certificate, real, test, normalise)
-        return Proven(
-            plan, reference, trained.of_full_network(compacted), delivered, gates, notes, certificate
-        )
+        return Proven(plan, reference, trained.of_full_network(compacted), delivered, gates, certificate)
 
     def _certify(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 import torch
 
 from bench import networks
-from bench.compaction.archive import load_compact
+from bench.compaction.archive import load_archive
 from bench.execute import layout
+from bench.execute.measuring_gates import dynamic_latency
 from bench.execute.outcome import describe_failure
 from bench.measure.latency import compare_latency, settings
 from bench.measure.machine import describe, versions
@@ -68,15 +68,17 @@ def _write(
 
 
 def _measure(point_id: str, results: Path, device: torch.device, preset: str) -> dict[str, Any]:
-    folder = layout.compact(results, point_id)
-    compact = load_compact(folder).to(device)
-    origin = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
-    shape = tuple(origin["input_shape"])
-    dense = networks.build(origin["network"], shape, origin["classes"]).to(device)
-    protocol = PRESETS[preset]
-    latency = compare_latency(dense, compact, shape, device, protocol)
+    archive = load_archive(layout.compact(results, point_id))
+    shape, protocol = archive.input_shape, PRESETS[preset]
+    dense = networks.build(archive.network_name, shape, archive.classes)
+    latency = compare_latency(dense, archive.network, shape, device, protocol)
+    gathered: list[str] = []
+    if archive.dynamic is not None:
+        dynamic, gathered = dynamic_latency(archive, archive.dynamic, dense, device, protocol)
+        latency += dynamic
+    compact = archive.network.to(device)
     peaks = {
         str(batch): peak_bytes(compact, torch.zeros(batch, *shape, device=device))
         for batch in protocol.batches
     }
-    return {"latency": latency, "peak_bytes": peaks}
+    return {"latency": latency, "peak_bytes": peaks, "gathered": gathered}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,15 @@ from bench.measure.protocol import DTYPES, FULL, QUICK, Clock, LatencyProtocol
 from bench.measure.spread import block_spread, percentiles, speedup
 from bench.records.schema import LatencyPart
 
-__all__ = ["FULL", "QUICK", "LatencyProtocol", "compare_latency", "refuse_unless_plain", "settings"]
+__all__ = [
+    "FULL",
+    "QUICK",
+    "LatencyProtocol",
+    "compare_latency",
+    "compare_on_images",
+    "refuse_unless_plain",
+    "settings",
+]
 
 
 def compare_latency(
@@ -37,18 +47,44 @@ def compare_latency(
     higher) and lies on the device. Raises ValueError for a network that is not plain, and for a device that
     is neither cpu nor cuda.
     """
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"latency is measured on cpu and cuda, not on {device.type}")
-    for network in (dense, compact):
-        refuse_unless_plain(network)
     dense, compact = (_prepared(network, device, protocol) for network in (dense, compact))
     parts: list[LatencyPart] = []
-    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with current, alone_on(device), autotuned(device), torch.inference_mode():
+    with _timing_on(device):
         for batch in protocol.batches:
-            inputs = _inputs(batch, input_shape, device, protocol)
-            parts += _compare(partial(dense, inputs), partial(compact, inputs), batch, device, protocol)
+            inputs = _placed(_noise(batch, input_shape), device, protocol)
+            calls = partial(dense, inputs), partial(compact, inputs)
+            parts += _compare(*calls, batch, device, protocol, protocol.engine, protocol.clocks(device))
     return parts
+
+
+def compare_on_images(
+    dense: nn.Module,
+    dynamic: nn.Module,
+    images: Sequence[Tensor],
+    engine: str,
+    device: torch.device,
+    protocol: LatencyProtocol = QUICK,
+) -> LatencyPart:
+    """Beside its dense original a network whose work depends on the image, here in the place of the compact one.
+
+    images: batches of one size, (N, C, H, W) each; both networks take them in turn. On the host's clock alone: what
+    runs is known image by image, so that no graph can hold it. Raises as `compare_latency`.
+    """
+    dense, dynamic = (_prepared(network, device, protocol) for network in (dense, dynamic))
+    with _timing_on(device):
+        placed = [_placed(batch, device, protocol) for batch in images]
+        calls = _in_turn(dense, placed), _in_turn(dynamic, placed)
+        for call in calls:
+            for _ in placed:  # each may have shapes of its own, for which libraries choose an algorithm once
+                call()
+        (part,) = _compare(*calls, len(images[0]), device, protocol, engine, ("host",))
+    return part
+
+
+def _in_turn(network: nn.Module, batches: Sequence[Tensor]) -> Call:
+    """A call of `network` on the next batch, round and round."""
+    turns = cycle(batches)
+    return lambda: network(next(turns))
 
 
 def refuse_unless_plain(network: nn.Module) -> None:
@@ -90,7 +126,13 @@ def settings(device: torch.device) -> dict[str, Any]:
 
 
 def _compare(
-    dense: Call, compact: Call, batch: int, device: torch.device, protocol: LatencyProtocol
+    dense: Call,
+    compact: Call,
+    batch: int,
+    device: torch.device,
+    protocol: LatencyProtocol,
+    engine: str,
+    clocks: Sequence[Clock],
 ) -> list[LatencyPart]:
     def synchronise() -> None:
         if device.type == "cuda":
@@ -98,8 +140,7 @@ def _compare(
 
     settled = [warm_up(host_sampler(call, 1, synchronise), protocol) for call in (dense, compact)]
     return [
-        _measure(clock, dense, compact, batch, device, protocol, all(settled))
-        for clock in protocol.clocks(device)
+        _measure(clock, dense, compact, batch, device, protocol, engine, all(settled)) for clock in clocks
     ]
 
 
@@ -110,6 +151,7 @@ def _measure(
     batch: int,
     device: torch.device,
     protocol: LatencyProtocol,
+    engine: str,
     settled: bool,
 ) -> LatencyPart:
     dense_timer, compact_timer = timer(clock, dense, device), timer(clock, compact, device)
@@ -122,7 +164,7 @@ def _measure(
     return LatencyPart(
         clock=clock,
         batch=batch,
-        engine=protocol.engine,
+        engine=engine,
         dtype=protocol.dtype,
         layout=protocol.layout,
         calls=min(
@@ -147,19 +189,33 @@ def _steady(samples: PairedSamples, protocol: LatencyProtocol) -> bool:
     return max(block_spread(samples.dense), block_spread(samples.compact)) <= protocol.spread_limit
 
 
+@contextmanager
+def _timing_on(device: torch.device) -> Iterator[None]:
+    """The state of the process while calls are timed."""
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with current, alone_on(device), autotuned(device), torch.inference_mode():
+        yield
+
+
 def _prepared(network: nn.Module, device: torch.device, protocol: LatencyProtocol) -> nn.Module:
+    """A copy to be timed."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"latency is measured on cpu and cuda, not on {device.type}")
+    refuse_unless_plain(network)
     network = copy.deepcopy(network).to(device=device, dtype=DTYPES[protocol.dtype])
     if protocol.layout == "channels-last":
         network = network.to(memory_format=torch.channels_last)
     return network.eval()
 
 
-def _inputs(batch: int, shape: tuple[int, ...], device: torch.device, protocol: LatencyProtocol) -> Tensor:
-    generator = torch.Generator().manual_seed(
-        0
-    )  # of its own: measuring must not move the caller's random stream
-    inputs = torch.randn(batch, *shape, generator=generator).to(device, DTYPES[protocol.dtype])
-    if protocol.layout == "channels-last" and len(shape) == 3:
+def _noise(batch: int, shape: tuple[int, ...]) -> Tensor:
+    """From a generator of its own: measuring must not move the caller's random stream."""
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _placed(inputs: Tensor, device: torch.device, protocol: LatencyProtocol) -> Tensor:
+    inputs = inputs.to(device, DTYPES[protocol.dtype])
+    if protocol.layout == "channels-last" and inputs.dim() == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     return inputs
 

@@ -38,6 +38,15 @@ _IDENTITY = {
 }
 _SCORES = {"accuracy": "float64", "loss": "float64", "calibration_error": "float64"}
 _COST = dict.fromkeys(Cost.model_fields, "Int64")
+_DYNAMIC = {"expected_macs": "float64", "gate_operations": "Int64", "gate_parameters": "Int64"}
+_DYNAMIC_ENGINES = {"gather": 1, "masked": 128}
+"""Engines of networks with input gates, which are never mixed with the others → the batch size of their columns."""
+_HEADLINE = {
+    "latency_ms": "float64",
+    "dense_latency_ms": "float64",
+    "speedup": "float64",
+    "latency_unstable": "boolean",
+}
 _ORIGIN = {
     "device": "category",
     "created": "string",
@@ -81,12 +90,18 @@ POINT_COLUMNS: Mapping[str, str] = {
     "units_kept": "Int64",
     "units_total": "Int64",
     "expected_active_units": "float64",
+    **_DYNAMIC,
     **_TRAINING,
     "point_seconds": "float64",
     **_ORIGIN,
     "train_id": "string",
     "measure_id": "string",
     "latency_device": "category",
+    **{
+        f"{name}_{engine}_b{batch}": kind
+        for engine, batch in _DYNAMIC_ENGINES.items()
+        for name, kind in _HEADLINE.items()
+    },
 }
 """Column → dtype of `stage="point"`; the latency columns of each measured batch size follow."""
 
@@ -160,16 +175,7 @@ def point_frame(records: Records, latency_device: str | None = None) -> pandas.D
     batches = sorted(
         {int(name.rpartition("_b")[2]) for row in rows for name in row if name.startswith("speedup_b")}
     )
-    latency = {
-        f"{name}_b{batch}": kind
-        for batch in batches
-        for name, kind in (
-            ("latency_ms", "float64"),
-            ("dense_latency_ms", "float64"),
-            ("speedup", "float64"),
-            ("latency_unstable", "boolean"),
-        )
-    }
+    latency = {f"{name}_b{batch}": kind for batch in batches for name, kind in _HEADLINE.items()}
     frame = _frame(rows, {**POINT_COLUMNS, **latency})
     for name in ("parameters", "macs"):
         frame[f"{name}_kept"] = _float(frame[name]) / _float(frame[f"dense_{name}"])
@@ -267,6 +273,8 @@ def _point_row(point: PointRecord, records: Records) -> dict[str, Any]:
         row["units_total"] = sum(point.sizes.values())
     if point.expected_activity:
         row["expected_active_units"] = sum(point.expected_activity.values())
+    if point.dynamic is not None:
+        row |= {name: getattr(point.dynamic, name) for name in _DYNAMIC}
     return row | {"train_id": point.train_id, "point_seconds": point.seconds}
 
 
@@ -321,18 +329,15 @@ def _headline_measurements(
 
 
 def _headline_latency(measure: MeasureRecord) -> dict[str, Any]:
-    """On the host's clock, which sees what a caller waits for; of several engines eager float32 comes
-    first."""
+    """On the host's clock, which sees what a caller waits for; of several engines for plain networks eager float32
+    comes first."""
     row: dict[str, Any] = {}
     ordered = sorted(measure.latency, key=lambda part: (part.engine != "eager", "float32" not in part.dtype))
     for part in ordered:
-        if part.clock == "host" and f"speedup_b{part.batch}" not in row:
-            row |= {
-                f"latency_ms_b{part.batch}": part.compact_median,
-                f"dense_latency_ms_b{part.batch}": part.dense_median,
-                f"speedup_b{part.batch}": part.speedup,
-                f"latency_unstable_b{part.batch}": part.unstable,
-            }
+        place = f"{part.engine}_b{part.batch}" if part.engine in _DYNAMIC_ENGINES else f"b{part.batch}"
+        if part.clock == "host" and f"speedup_{place}" not in row:
+            numbers = (part.compact_median, part.dense_median, part.speedup, part.unstable)
+            row |= {f"{name}_{place}": number for name, number in zip(_HEADLINE, numbers, strict=True)}
     return row
 
 

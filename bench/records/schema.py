@@ -85,6 +85,15 @@ class Cost(Part):
     peak_bytes: int
 
 
+class DynamicCost(Part):
+    """Of the gates that depend on the image. expected_macs: those of one image with the work on closed units skipped,
+    mean over images; gate_operations: what the gates themselves do for one image, gate_parameters: what they hold."""
+
+    expected_macs: float
+    gate_operations: int
+    gate_parameters: int
+
+
 class CertificatePart(Part):
     """Compact against masked reference. *_float64, *_float32: max |Δ| over the scale of the output (max |output|).
     top1_changes: images of the whole test set whose top-1 differs (ties apart)."""
@@ -101,7 +110,8 @@ class CertificatePart(Part):
 
 class LatencyPart(Part):
     """One clock, one batch size. Times in milliseconds per call. speedup: dense over compact, ratio of medians, with
-    its 95 % bootstrap interval over blocks. clock: host, device or graph."""
+    its 95 % bootstrap interval over blocks. clock: host, device or graph. engine: `eager`, and in place of the compact
+    network one with input gates: `gather` (computes what is open) or `masked` (computes all, and multiplies)."""
 
     clock: Literal["host", "device", "graph"]
     batch: int
@@ -180,12 +190,14 @@ class PointRecord(Record):
     sizes: dict[str, int] = {}
     layer_actions: list[str] = []
     expected_activity: dict[str, float] = {}
+    dynamic: DynamicCost | None = None
     notes: list[str] = []
 
 
 class MeasureRecord(Record):
     """Latency of one compact network on one device. `device` is the torch device type, the name stands in `machine`.
-    peak_bytes: by batch size; on CUDA the allocator's, elsewhere live tensors."""
+    peak_bytes: by batch size; on CUDA the allocator's, elsewhere live tensors. gathered: of a network with input
+    gates, the sites whose closed units the engine `gather` skips."""
 
     stage: ClassVar[Stage] = "measure"
     point_id: str
@@ -195,6 +207,7 @@ class MeasureRecord(Record):
     latency: list[LatencyPart] = []
     peak_bytes: dict[str, int] = {}
     settings: dict[str, Any] = {}
+    gathered: list[str] = []
 
 
 RECORD_TYPES: dict[str, type[TrainRecord] | type[PointRecord] | type[MeasureRecord]] = {

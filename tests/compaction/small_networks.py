@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.compaction import Compacted, compact, find_sites, masked_reference
 from methods.base import LayerAction, SparsityPlan
+from methods.input_gate import InputGate
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -94,3 +95,10 @@ class Residual(nn.Module):
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out += x if self.shortcut is None else self.shortcut(x)
         return self.fc(torch.flatten(self.relu(out).mean((2, 3)), 1))
+
+
+def random_gate(size: int, seed: int = 0) -> InputGate:
+    """Open for some images and closed for others, where values are about as large as 1."""
+    generator = torch.Generator().manual_seed(seed)
+    slope, offset = (torch.randn(size, generator=generator) for _ in range(2))
+    return InputGate(4 * slope, 0.5 + 0.5 * offset, torch.full((size,), 0.3))

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from small_networks import Residual, images, off, plan_of, randomise, shapes
+from safetensors.torch import load_file, save_file
+from small_networks import Residual, images, off, plan_of, random_gate, randomise, shapes
 from torch import nn
 
 from bench import networks
-from bench.compaction import archive, compact, load_compact, save_compact
+from bench.compaction import (
+    Dynamic,
+    archive,
+    compact,
+    find_sites,
+    load_archive,
+    load_compact,
+    save_compact,
+)
+from bench.compaction.gating import with_gates
 from bench.errors import BadInput
 
 EXAMPLE = images(2, 3, 8, 8)
@@ -136,4 +148,67 @@ def test_weights_that_are_no_safetensors(tmp_path: Path) -> None:
     digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     spoil(tmp_path, "weights_sha256", digest)
     with pytest.raises(BadInput, match=r"weights\.safetensors"):
+        load_compact(tmp_path)
+
+
+def write_gated(folder: Path) -> tuple[nn.Module, Dynamic]:
+    network = randomise(networks.build("lenet5", (1, 28, 28), 10)).eval()
+    result = compact(network, plan_of(conv1=off(20, 3), fc1=off(500, 0)), images(2, 1, 28, 28))
+    gates = {"conv1": random_gate(19), "fc1": random_gate(499, seed=1)}
+    dynamic = Dynamic(gates, images(3, 1, 28, 28))
+    save_compact(folder, result, "lenet5", (1, 28, 28), 10, dynamic)
+    return result.network, dynamic
+
+
+def test_round_trip_with_gates(tmp_path: Path) -> None:
+    network, dynamic = write_gated(tmp_path)
+    sites = find_sites(network, images(2, 1, 28, 28))
+    loaded, given = load_compact(tmp_path), images(8, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(loaded(given), with_gates(network, sites, dynamic.gates)(given))
+        assert not torch.equal(loaded(given), network(given))
+    archived = load_archive(tmp_path)
+    assert shapes(archived.network) == shapes(network)
+    assert archived.dynamic is not None
+    assert torch.equal(archived.dynamic.images, dynamic.images)
+    assert list(archived.dynamic.gates) == ["conv1", "fc1"]
+    assert (archived.network_name, archived.input_shape, archived.classes) == ("lenet5", (1, 28, 28), 10)
+
+
+def test_an_archive_of_before_there_were_gates(tmp_path: Path) -> None:
+    compacted = write(tmp_path)
+    path = tmp_path / archive.ARCHITECTURE
+    content = json.loads(path.read_text())
+    del content["input_gates"]
+    path.write_text(json.dumps(content))
+    assert torch.equal(load_compact(tmp_path)(EXAMPLE), compacted(EXAMPLE))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda gates: gates.pop("conv1/floor"), r"lenet5: input_gates.safetensors holds conv1/offset"),
+        (lambda gates: gates.update({"fc1/slope": torch.ones(3)}), r"lenet5: .*one number per unit"),
+        (
+            lambda gates: gates.update({f"fc1/{name}": torch.ones(500) for name in archive._NUMBERS}),
+            r"lenet5: the gate of site 'fc1' has 500 units, the site has 499",
+        ),
+    ],
+)
+def test_gates_that_do_not_fit(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], match: str
+) -> None:
+    write_gated(tmp_path)
+    path = tmp_path / archive.INPUT_GATES
+    gates = load_file(path)
+    change(gates)
+    save_file(gates, path)
+    with pytest.raises(BadInput, match=r"input_gates.safetensors: damaged"):
+        load_compact(tmp_path)
+    sites, digest = ["conv1", "fc1"], hashlib.sha256(path.read_bytes()).hexdigest()
+    spoil(tmp_path, "input_gates", {"sites": sites, "sha256": digest})
+    with pytest.raises(BadInput, match=match):
+        load_compact(tmp_path)
+    path.unlink()
+    with pytest.raises(BadInput, match=r"input_gates.safetensors: cannot be read"):
         load_compact(tmp_path)

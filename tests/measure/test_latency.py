@@ -70,6 +70,23 @@ def test_copies_run_as_asked_and_the_networks_stay(changes: dict[str, str]) -> N
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
+def test_networks_on_images_take_them_in_turn() -> None:
+    seen: list[float] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(float(x[0, 0, 0, 0]))
+            return x
+
+    images = [torch.full((2, 1, 8, 8), float(value)) for value in range(3)]
+    spied = nn.Sequential(Spy(), network())
+    part = latency.compare_on_images(network(8), spied, images, "gather", CPU, TINY)
+    assert (part.engine, part.clock, part.batch) == ("gather", "host", 2)
+    assert part.speedup == pytest.approx(part.dense_median / part.compact_median)
+    assert seen == [index % 3 for index in range(len(seen))]
+    assert len(seen) > part.calls
+
+
 def with_hook(module: nn.Sequential) -> None:
     module[0].register_forward_hook(lambda *_: None)
 

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import methods
-from bench.execute.dynamic import with_gates
+from bench.compaction.gating import with_gates
 from methods.base import Batch, Evaluation, Method, Site, SparsityPlan, StepContext
 from methods.masks import Masks
 

@@ -79,7 +79,8 @@ def test_kl_of_beta_is_the_integral(eta: float, kappa: float) -> None:
         eta - 12 * kappa,
         eta + 12 * kappa,
     )[0]
-    assert dependence.kl().item() == pytest.approx(expected, abs=1e-8)
+    assert dependence.kl(torch.tensor([True])).item() == pytest.approx(expected, abs=1e-8)
+    assert dependence.kl(torch.tensor([False])).item() == 0
 
 
 def test_gates_open_with_probability_phi() -> None:
@@ -144,8 +145,49 @@ def test_posterior_is_frozen_and_removed_units_are_off(
             assert parameter.grad.isfinite().all()
     penalty = method.penalty()
     assert penalty is not None
-    total = sum(module.kl() for module in method.dependences if isinstance(module, Dependence))
+    modules = zip(method.dependences, kept.values(), strict=True)
+    total = sum(module.kl(left) for module, left in modules if isinstance(module, Dependence))
     torch.testing.assert_close(penalty, total / method.context.train_size)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+def test_removed_units_are_as_good_as_gone(
+    kind: str, request: pytest.FixtureRequest, make_context: Callable[..., StepContext]
+) -> None:
+    """Through steps of the dependent stage, whatever their own numbers are: the same loss and the same updates of
+    everything else; and of the gradients none is theirs."""
+    network, sites = request.getfixturevalue(kind)
+    twin = copy.deepcopy(network)
+    one, other = attached((network, sites), make_context), attached((twin, sites), make_context)
+    off: dict[str, torch.Tensor] = {}
+    for site, gate in zip(sites, other.dependences, strict=True):
+        gone = ~other.kept[site.name]
+        assert bool(gone.any())
+        with torch.no_grad():
+            for layer in (*site.producers, *site.norms):
+                for name, parameter in twin.get_submodule(layer).named_parameters():
+                    parameter[gone] = torch.randn_like(parameter[gone])
+                    off[f"{layer}.{name}"] = gone
+            for parameter in gate.parameters():
+                parameter[gone] = 3 * torch.rand_like(parameter[gone])
+    batch = Batch(inputs_of(kind, 32), torch.arange(32) % 10)
+    for method in (one, other):
+        method.network.train()
+        parameters = [*method.network.parameters(), *method.dependences.parameters()]
+        optimiser = torch.optim.SGD(parameters, lr=0.1, weight_decay=0.01)
+        for _ in range(3):
+            optimiser.zero_grad()
+            loss = method.training_step(batch)
+            optimiser.step()
+        assert loss.isfinite()
+    for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
+        rows = ~off.get(name, torch.zeros(len(ours), dtype=torch.bool))
+        torch.testing.assert_close(ours[rows], theirs[rows])
+        assert bool((theirs.grad[~rows] == 0).all())
+    for site, ours, theirs in zip(sites, one.dependences, other.dependences, strict=True):
+        for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(mine[one.kept[site.name]], its[one.kept[site.name]])
+            assert bool((its.grad[~one.kept[site.name]] == 0).all())
 
 
 @pytest.mark.parametrize("kind", ["mlp", "convnet"])

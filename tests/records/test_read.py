@@ -17,7 +17,7 @@ from records_factory import (
 import bench
 from bench.errors import BadInput
 from bench.records.files import AnyRecord
-from bench.records.schema import Failure
+from bench.records.schema import DynamicCost, Failure
 from bench.records.store import Store
 
 DIVERGED = Failure(kind="diverged", reason="loss is NaN at epoch 2")
@@ -160,6 +160,26 @@ def test_latency_is_of_one_device(tmp_path: Path) -> None:
     assert cpu["speedup_b1"].isna().tolist() == [False, True]
     with pytest.raises(BadInput, match="did you mean 'Imaginary GPU'"):
         bench.read_results(tmp_path, latency_device="Imaginary GPUs")
+
+
+def test_gates_have_columns_of_their_own(tmp_path: Path) -> None:
+    """The engines of networks with gates never stand for the static network, even where only they were measured."""
+    train = train_record()
+    cost = DynamicCost(expected_macs=123.5, gate_operations=40, gate_parameters=30)
+    points = [point_record(train, strength) for strength in (0.5, 0.9)]
+    points[0] = points[0].model_copy(update={"dynamic": cost})
+    parts = [latency_part(1, 4, 2, engine="gather"), latency_part(128, 3, 1.5, engine="masked")]
+    gated = measure_record(points[0], latency=[*parts, latency_part(1, 1, 2)])
+    alone = measure_record(points[1], latency=parts)
+    frame = bench.read_results(write(tmp_path, train, *points, gated, alone))
+    assert frame["speedup_b1"].tolist()[0] == 2.0
+    assert pandas.isna(frame["speedup_b1"][1])
+    assert frame["speedup_gather_b1"].tolist() == [0.5, 0.5]
+    assert frame["latency_ms_masked_b128"].tolist() == [3.0, 3.0]
+    assert "speedup_b128" not in frame.columns
+    first = frame.iloc[0]
+    assert [first[name] for name in DynamicCost.model_fields] == [123.5, 40, 30]
+    assert frame["gate_operations"].isna().tolist() == [False, True]
 
 
 def test_the_newest_measurement_counts(tmp_path: Path) -> None:

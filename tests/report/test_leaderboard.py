@@ -48,6 +48,15 @@ def test_a_row_says_what_its_seeds_say(frame_of: Frames) -> None:
     assert math.isnan(board.loc["dense", "delta"])
 
 
+def test_the_time_of_gathering_is_in_the_file_and_not_in_the_table(frame_of: Frames) -> None:
+    records = three_seeds("magnitude", [0.9, 0.9])
+    parts = [latency_part(1, 1.0, 2.0), latency_part(1, 4.0, 2.0, engine="gather")]
+    records += [measure_record(point, latency=parts) for point in records[1::2]]
+    board = leaderboard(frame_of(records))
+    assert board[["speedup_b1", "speedup_gather_b1"]].iloc[0].tolist() == [2.0, 0.5]
+    assert "0.50×" not in to_markdown(board)
+
+
 def test_failures_are_visible_and_not_in_the_mean(frame_of: Frames) -> None:
     records = three_seeds("magnitude", [0.9, 0.9])
     records.append(train_record(seed=2, failure=DIVERGED))

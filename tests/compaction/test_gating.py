@@ -1,33 +1,21 @@
-"""Gates that depend on the image, in place, cut, and counted."""
+"""Gates that depend on the image, cut and in place."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from small_networks import random_gate
 from torch import Tensor, nn
 
 from bench import networks
 from bench.compaction import compact, find_sites, masked_reference
-from bench.execute.dynamic import cut_gates, expected_macs, with_gate_cost, with_gates
-from bench.measure.cost import cost
-from bench.measure.macs import count_macs
+from bench.compaction.gating import cut_gates, with_gates
 from methods.base import SparsityPlan
+from methods.input_gate import InputGate
 
 EXAMPLE = torch.zeros(1, 1, 28, 28)
-
-
-class Step(nn.Module):
-    """1 where a unit's mean is above its level."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.level = nn.Parameter(torch.linspace(-0.2, 0.2, size))
-        self.register_buffer("scale", torch.linspace(0.5, 1.5, size))
-
-    def forward(self, values: Tensor) -> Tensor:
-        s = values.flatten(2).mean(2) if values.dim() > 2 else values
-        scale: Tensor = self.scale  # type: ignore[assignment]
-        return scale * (s > self.level)
 
 
 def lenet() -> nn.Module:
@@ -35,10 +23,23 @@ def lenet() -> nn.Module:
     return networks.build("lenet5", (1, 28, 28), 10).eval()
 
 
+def test_a_gate_is_clipped_floored_and_cut() -> None:
+    gate = InputGate(
+        torch.tensor([1.0, 2.0, -1.0]), torch.tensor([0.0, 0.5, 0.5]), torch.tensor([0.0, 0.2, 0.6])
+    )
+    maps = torch.tensor([[0.25, -0.2, 0.0], [3.0, 0.0, -0.2]])[:, :, None, None] + torch.tensor([[-1.0, 1.0]])
+    expected = torch.tensor([[0.25, 0.0, 0.0], [1.0, 0.5, 0.7]])
+    torch.testing.assert_close(gate(maps), expected)
+    torch.testing.assert_close(gate(maps.mean((2, 3))), expected)
+    torch.testing.assert_close(gate.units([0, 2])(maps[:, [0, 2]]), expected[:, [0, 2]])
+    with pytest.raises(ValueError, match=r"one number per unit, not \(3,\), \(2,\), \(3,\)"):
+        InputGate(torch.ones(3), torch.ones(2), torch.ones(3))
+
+
 def test_cut_network_with_cut_gates_is_the_masked_one_with_all() -> None:
     network = lenet()
     sites = find_sites(network, EXAMPLE)
-    gates = {site.name: Step(site.size) for site in sites}
+    gates = {site.name: random_gate(site.size) for site in sites}
     generator = torch.Generator().manual_seed(0)
     kept = {site.name: torch.rand(site.size, generator=generator) < 0.5 for site in sites}
     plan = SparsityPlan(kept=kept)
@@ -50,14 +51,21 @@ def test_cut_network_with_cut_gates_is_the_masked_one_with_all() -> None:
     with torch.no_grad():
         torch.testing.assert_close(small(images), reference(images), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(small(images), compacted.network(images), atol=1e-3)
-    assert all(len(gates[name].level) == len(kept[name]) for name in kept)
-    assert isinstance(cut["conv1"].level, nn.Parameter)
-    plain = cost(compacted.network, EXAMPLE)
-    whole = with_gate_cost(plain, cut)
-    left = sum(len(units) for units in compacted.architecture.kept.values())
-    assert whole.parameters == plain.parameters + 2 * left
-    assert whole.weight_bytes == plain.weight_bytes + 8 * left
-    assert whole.macs == plain.macs
+    assert all(gates[name].size == len(kept[name]) for name in kept)
+
+
+def test_the_gates_belong_to_the_network_and_leave_the_given_one_alone() -> None:
+    network = lenet().train()
+    sites = find_sites(network, EXAMPLE)
+    before = copy.deepcopy(network.state_dict())
+    gate = random_gate(20)
+    gated = with_gates(network, sites, {"conv1": gate}).double()
+    assert gate.slope.dtype == torch.float32
+    assert not gated.training
+    assert sum(value.numel() for value in gated.buffers()) == 3 * 20
+    assert gated(EXAMPLE.double()).dtype == torch.float64
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
 def test_multipliers_of_the_first_end_serve_all() -> None:
@@ -76,7 +84,7 @@ def test_multipliers_of_the_first_end_serve_all() -> None:
     sites = find_sites(network, images[:1])
     (stream,) = sites
     assert len(stream.ends) == 2
-    gate = Step(4)
+    gate = random_gate(4)
     with torch.no_grad():
         first = network.stem(images)
         z = gate(first)[:, :, None, None]
@@ -86,15 +94,9 @@ def test_multipliers_of_the_first_end_serve_all() -> None:
         torch.testing.assert_close(with_gates(network, sites, {stream.name: gate})(images), expected)
 
 
-def test_expected_macs() -> None:
-    """LeNet-5, papers file §4: 2,293,000 in all; half of conv1's units save half of conv2 and nothing else."""
-    network = lenet()
-    sites = find_sites(network, EXAMPLE)
-    full = {site.name: float(site.size) for site in sites}
-    macs, gates = expected_macs(network, sites, full, EXAMPLE)
-    assert macs == count_macs(network, EXAMPLE) == 2_293_000
-    assert gates == 20 * (2 * 24 * 24 + 4) + 50 * (2 * 8 * 8 + 4) + 5 * 500
-    half, _ = expected_macs(network, sites, {**full, "conv1": 10.0}, EXAMPLE)
-    assert half == pytest.approx(2_293_000 - 0.5 * 50 * 20 * 25 * 64)
-    none, overhead = expected_macs(network, sites, {}, EXAMPLE)
-    assert (none, overhead) == (2_293_000, 0)
+def test_gates_that_do_not_fit_are_refused() -> None:
+    sites = find_sites(lenet(), EXAMPLE)
+    with pytest.raises(ValueError, match=r"for the site 'conv9', which there is not \(did you mean 'conv"):
+        with_gates(lenet(), sites, {"conv9": random_gate(20)})
+    with pytest.raises(ValueError, match="gate of site 'conv1' has 5 units, the site has 20"):
+        with_gates(lenet(), sites, {"conv1": random_gate(5)})
