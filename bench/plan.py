@@ -20,14 +20,14 @@ from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
 from bench.compaction import find_sites
 from bench.device import resolve
-from bench.errors import BadInput
+from bench.errors import BadInput, nearest
 from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.macs import count_macs
 from bench.measure.presets import planned_id
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import MethodSettings, Workload
-from bench.suite import Suite, WorkloadEntry
+from bench.suite import Suite, WorkloadEntry, matching_workloads
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
 from methods.base import Method, Site
@@ -42,6 +42,7 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
     plan = Plan(suite, str(device))
     for at, workload in workloads(suite, filters):
         subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root)
+        _check_published_sites(suite, subject)
         for entry in entries:
             try:
                 _add_cells(plan, subject, entry, strengths[entry.where], seeds)
@@ -62,6 +63,20 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
         key=lambda cell: suite.seeds.index(cell.seed)
     )  # whole tables first, then more seeds of them
     return plan
+
+
+def _check_published_sites(suite: Suite, subject: _Subject) -> None:
+    """That published units are of sites that the network has."""
+    sites = {site.name for site in subject.sites}
+    for at, published in enumerate(suite.published):
+        if subject.entry in matching_workloads(suite, published):
+            for key in ("units", "activity"):
+                for site in getattr(published, key):
+                    if site not in sites:
+                        raise BadInput(
+                            f"{suite.where}: published.{at}.{key}: "
+                            f"{subject.entry.network!r} has no site {site!r}{nearest(site, sites)}"
+                        )
 
 
 def _add_cells(
