@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameters(network: nn.Module) -> int:
@@ -25,7 +25,7 @@ def nonzero_weights(network: nn.Module) -> int:
     return sum(int(weight.detach().count_nonzero()) for weight in _weights(network))
 
 
-def _weights(network: nn.Module) -> list[nn.Parameter]:
+def _weights(network: nn.Module) -> list[Tensor]:
     layers = (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
     return list({id(layer.weight): layer.weight for layer in layers}.values())
 
