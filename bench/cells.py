@@ -22,8 +22,9 @@ class Pretraining:
 class Cell:
     """One training and its operating points: plain data, so that it can be sent to a worker.
 
-    points: strength → point id. steps, step_macs: for the estimate of time (optimiser steps, and multiply-accumulates
-    of one forward pass of a batch times the method's passes).
+    points: strength → point id. For the estimate of time: steps, of the optimiser; step_macs, multiply-accumulates of
+    one forward pass of a batch times the method's passes; point_macs, those of all passes that score and prove a point;
+    measure_seconds, of the latency of a point.
     """
 
     suite: str
@@ -37,6 +38,8 @@ class Cell:
     pretraining: Pretraining | None
     steps: int
     step_macs: float
+    point_macs: float
+    measure_seconds: float
 
     @property
     def title(self) -> str:

@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, help="folder to write to (default: report/ in the results folder)"
     )
+    report.add_argument(
+        "--suite",
+        help="a name of `bench list suites`, or a .toml file, whose published figures stand beside these records "
+        "(default: the shipped suites that the records name)",
+    )
     report.add_argument("--readme", type=Path, help="a Markdown file whose marked parts are made anew")
 
     figures = _command(commands, "figures", "make only the figures anew from the records", _figures)
@@ -220,8 +225,9 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from bench.planned import print_plan
     from bench.records.store import Store
-    from bench.run import plan_elsewhere, print_plan
+    from bench.run import plan_elsewhere
     from bench.suite import load
 
     suite = load(options.suite)
@@ -245,9 +251,9 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from bench.report.views import write_views
+    from bench.report.views import report_results
 
-    write_views(options.results, _console(), out=options.out, readme=options.readme)
+    report_results(options.results, _console(), options.suite, options.out, options.readme)
     return EXIT_DONE
 
 

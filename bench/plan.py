@@ -20,14 +20,14 @@ from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
 from bench.compaction import find_sites
 from bench.device import resolve
-from bench.errors import BadInput
+from bench.errors import BadInput, nearest
 from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.macs import count_macs
-from bench.measure.presets import planned_id
+from bench.measure.presets import estimated_seconds, planned_id
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import MethodSettings, Workload
-from bench.suite import Suite, WorkloadEntry
+from bench.suite import Suite, WorkloadEntry, matching_workloads
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
 from methods.base import Method, Site
@@ -42,6 +42,7 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
     plan = Plan(suite, str(device))
     for at, workload in workloads(suite, filters):
         subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root)
+        _check_published_sites(suite, subject)
         for entry in entries:
             try:
                 _add_cells(plan, subject, entry, strengths[entry.where], seeds)
@@ -53,15 +54,24 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
         reasons = "; ".join(f"{skip.label} on {skip.network}: {skip.reason}" for skip in plan.skips)
         raise BadInput(f"{suite.where}: nothing to run{': ' + reasons if reasons else ' with these filters'}")
     _refuse_equal_entries(plan)
-    if suite.measure.latency != "none":
-        for cell in plan.cells:
-            if cell.method.granularity != "weight":
-                ids = {point: planned_id(point, device, suite.measure.latency) for _, point in cell.points}
-                plan.measures.update(ids)
     plan.cells.sort(
         key=lambda cell: suite.seeds.index(cell.seed)
     )  # whole tables first, then more seeds of them
     return plan
+
+
+def _check_published_sites(suite: Suite, subject: _Subject) -> None:
+    """That published units are of sites that the network has."""
+    sites = {site.name for site in subject.sites}
+    for at, published in enumerate(suite.published):
+        if subject.entry in matching_workloads(suite, published):
+            for key in ("units", "activity"):
+                for site in getattr(published, key):
+                    if site not in sites:
+                        raise BadInput(
+                            f"{suite.where}: published.{at}.{key}: "
+                            f"{subject.entry.network!r} has no site {site!r}{nearest(site, sites)}"
+                        )
 
 
 def _add_cells(
@@ -72,12 +82,13 @@ def _add_cells(
         plan.skips.append(Skip(subject.entry.network, entry.entry.shown, reason))
     elif strengths:
         for seed in seeds:
-            plan.cells += _cells(plan.suite, subject, entry, strengths, seed)
+            plan.cells += _cells(plan, subject, entry, strengths, seed)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A workload, opened: what the cells of all its methods have in common. where: what a complaint begins with."""
+    """A workload, opened: what the cells of all its methods have in common. where: what a complaint begins with.
+    scored: images that go through a network for each operating point."""
 
     where: str
     entry: WorkloadEntry
@@ -85,6 +96,7 @@ class _Subject:
     network: torch.nn.Module
     sites: list[Site]
     train_size: int
+    scored: int
     macs: int
 
     @classmethod
@@ -103,9 +115,10 @@ class _Subject:
             network=entry.network,
             recipe=entry.recipe.model_dump(mode="json"),
         )
-        return cls(
-            where, entry, workload, network, sites, len(dataset.train.labels), count_macs(network, example)
-        )
+        # Compact network and reference: the scores on both splits, and the same top-1 on test (its size alone is read).
+        scored = 2 * len(dataset.validation) + 4 * len(data.load_test(entry.dataset, data_root))
+        macs = count_macs(network, example)
+        return cls(where, entry, workload, network, sites, len(dataset.train), scored, macs)
 
 
 @contextmanager
@@ -117,15 +130,9 @@ def _named(where: str) -> Iterator[None]:
         raise BadInput(f"{where}: {error}") from error
 
 
-def _cells(
-    suite: Suite,
-    subject: _Subject,
-    opened: Entry,
-    strengths: list[float],
-    seed: int,
-) -> list[Cell]:
+def _cells(plan: Plan, subject: _Subject, opened: Entry, strengths: list[float], seed: int) -> list[Cell]:
     entry, method, file = opened.entry, opened.method, opened.file
-    traits, recipe = method.traits, subject.entry.recipe
+    traits, recipe, device = method.traits, subject.entry.recipe, torch.device(plan.device)
     config = method.config.model_dump(mode="json")
     settings = MethodSettings(
         name=entry.name,
@@ -137,23 +144,30 @@ def _cells(
     )
     groups: list[tuple[float | None, list[float]]]
     groups = [(None, strengths)] if traits.trains_once else [(strength, [strength]) for strength in strengths]
+    preset = plan.suite.measure.latency
+    measured = preset != "none" and traits.granularity != "weight"
     cells = []
     for strength, served in groups:
         train = identify(subject.workload, settings, type(method), file, strength, seed)
+        points = tuple((value, point_id(train, value)) for value in served)
+        if measured:
+            plan.measures.update({point: planned_id(point, device, preset) for _, point in points})
         steps = -(-subject.train_size // recipe.batch_size) * recipe.epochs
         cells.append(
             Cell(
-                suite=suite.name,
+                suite=plan.suite.name,
                 workload=subject.workload,
                 method=settings,
                 method_file=file,
                 seed=seed,
                 strength=strength,
                 train_id=train,
-                points=tuple((value, point_id(train, value)) for value in served),
+                points=points,
                 pretraining=_pretraining(subject, method, seed),
                 steps=steps,
                 step_macs=subject.macs * recipe.batch_size * traits.forward_passes,
+                point_macs=subject.macs * subject.scored,
+                measure_seconds=estimated_seconds(preset, subject.macs, device) if measured else 0.0,
             )
         )
     return cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from bench import estimate
 from bench import suite as suites
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, child_environment, run_jobs
-from bench.execute.progress import Display, in_words
+from bench.execute.progress import Display
 from bench.execute.worker import CellTask, PretrainTask
+from bench.planned import print_times
 from bench.records.store import Store
 
 if TYPE_CHECKING:
@@ -43,6 +46,7 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
 
     Raises BadInput before anything is written.
     """
+    began = time.monotonic()
     suite = suites.load(name_or_path)
     request = _request(name_or_path, suite, filters, options)
     store = Store(options.results)
@@ -61,7 +65,8 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
 
     from bench.report.views import write_views
 
-    write_views(options.results, console, plan.labels())
+    records = write_views(options.results, console, labels=plan.labels(), suite=suite)
+    print_times(records, plan, measures, began, options.jobs, console)
     shortcut.remember(
         options.results,
         shortcut.Remembered(
@@ -147,7 +152,7 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
     def pretrain_job(id: str, cell: Cell) -> Job[Any]:
         task = PretrainTask(cell, options.results, options.data_root, plan.device)
         title = f"{cell.workload.network} · shared pretraining · seed {cell.seed}"
-        return Job(id, task, title, estimated_seconds(cell) * _share(cell))
+        return Job(id, task, title, estimate.training_seconds(cell) * estimate.shared_share(cell))
 
     jobs: list[Job[Any]] = []
     for cell in cells:
@@ -155,8 +160,7 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
         if id in shared:
             jobs.append(pretrain_job(id, shared.pop(id)))
         task = CellTask(cell, options.results, options.data_root, plan.device, options.retry_failed)
-        weight = estimated_seconds(cell) * (1 - _share(cell))
-        jobs.append(Job(cell.train_id, task, cell.title, weight, (id,) if id else ()))
+        jobs.append(Job(cell.train_id, task, cell.title, estimate.own_seconds(cell), (id,) if id else ()))
 
     def on_lost(task: CellTask | PretrainTask, kind: str, reason: str) -> None:
         if isinstance(task, CellTask):
@@ -190,37 +194,3 @@ def _failed(plan: Plan, store: Store, measures: list[str]) -> int:
     statuses = [store.status("point", point) for point in points]
     statuses += [store.status("measure", id) for id in measures]
     return sum(status != "done" for status in statuses)
-
-
-def _share(cell: Cell) -> float:
-    """The part of a cell's training that is shared pretraining."""
-    if cell.pretraining is None:
-        return 0.0
-    return min(0.95, cell.pretraining.epochs / cell.workload.recipe["epochs"])
-
-
-def estimated_seconds(cell: Cell) -> float:
-    """A guess on one core before anything has run: 0.6 ms a step plus three passes at 8 G multiply-accumulates a
-    second, and half a second for each operating point. The display corrects it by the pace it sees."""
-    return cell.steps * (0.0006 + 3 * cell.step_macs / 8e9) + 0.5 * len(cell.points)
-
-
-def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) -> None:
-    """`bench plan`: what is done, what is to do, what is skipped and why, and about how long it takes."""
-    to_do = {cell.train_id for cell in plan.to_do(store, options.retry_failed)}
-    for cell in plan.cells:
-        state = "to do" if cell.train_id in to_do else "done"
-        strengths = ", ".join(f"{strength:g}" for strength, _ in cell.points)
-        line = f"{state:>5}  {cell.title} → {strengths}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for skip in plan.skips:
-        line = f" skip  {skip.label} on {skip.network}: {skip.reason}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    seconds = sum(estimated_seconds(cell) for cell in plan.cells if cell.train_id in to_do) / options.jobs
-    console.print(
-        f"{len(plan.cells)} trainings, {len(to_do)} to do, {len(plan.skips)} skipped; "
-        f"about {in_words(seconds) if to_do else 'nothing'} on {options.jobs} processes",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )

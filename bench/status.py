@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.execute.progress import spent_in_words
 from bench.records.read import read_records
+from bench.records.times import spent
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def print_status(results: Path, as_json: bool, console: Console) -> None:
-    """Records by stage and status, and every failure with its reason."""
+    """Records by stage and status, what they took to make, and every failure with its reason."""
     records = read_records(results)
     everything = [*records.train.values(), *records.point.values(), *records.measure.values()]
     counts = {stage: {"done": 0, "failed": 0} for stage in ("train", "point", "measure")}
@@ -32,10 +34,14 @@ def print_status(results: Path, as_json: bool, console: Console) -> None:
                 }
             )
     if as_json:
-        print(json.dumps({"results": str(results), "records": counts, "failures": failures}, indent=1))
+        seconds = spent(records)._asdict()
+        seconds.pop("untold")
+        found = {"results": str(results), "records": counts, "seconds": seconds, "failures": failures}
+        print(json.dumps(found, indent=1))
         return
     for stage, count in counts.items():
         console.print(f"{stage:<8} {count['done']:>6} done {count['failed']:>6} failed", highlight=False)
+    console.print(f"core time: {spent_in_words(spent(records))}", highlight=False, soft_wrap=True)
     for failure in failures:
         line = f"{failure['stage']} {failure['cell']}: {failure['kind']}: {failure['reason']}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)

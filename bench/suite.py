@@ -6,9 +6,17 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PrivateAttr,
+    ValidationError,
+)
 
-from bench.errors import BadInput, nearest
+from bench.errors import BadInput, nearest, nearest_number
 from bench.training.recipe import Recipe
 
 SHIPPED = Path(__file__).parent / "suites"
@@ -46,8 +54,43 @@ class MeasureEntry(_Checked):
     latency: Literal["quick", "full", "none"] = "quick"
 
 
+Provenance = Literal["table", "digitised", "code", "quoted", "derived", "recall"]
+"""Where a published figure was read: in a table of the paper (or a picture of it); off a plot; in the authors' code,
+logs or README; in another text that quotes it; computed from published figures; from memory, confirmed by nothing."""
+
+
+class Published(_Checked):
+    """What a paper reports, to be shown beside our numbers.
+
+    network, dataset, label, strength: of a workload and of a method entry (its shown label) of the suite; left out,
+    every one of them is compared. test_error: fraction. units, activity: site → units left, and mean active units
+    of dynamic gates. weights_pruned: fraction of the dense network's weights of convolutions and linear layers,
+    biases ignored. macs_ratio: dense over sparse. source: what was read, and where, one line. note: such as the
+    published budget. Without any figure it says that none was found, and where that was looked for.
+    """
+
+    network: str = ""
+    dataset: str = ""
+    label: str = ""
+    strength: float | None = None
+    test_error: float | None = Field(default=None, ge=0, le=1)
+    units: dict[str, NonNegativeInt] = {}
+    activity: dict[str, NonNegativeFloat] = {}
+    weights_pruned: float | None = Field(default=None, ge=0, le=1)
+    macs_ratio: float | None = Field(default=None, gt=0)
+    provenance: Provenance | None = None
+    source: str = Field(min_length=1)
+    note: str = ""
+
+    @property
+    def has_figures(self) -> bool:
+        numbers = (self.test_error, self.weights_pruned, self.macs_ratio)
+        return bool(self.units or self.activity) or any(number is not None for number in numbers)
+
+
 class Suite(_Checked):
-    """title: one line. seeds: base seeds, each a full repetition."""
+    """title: one line. seeds: base seeds, each a full repetition. budget_note: how the recipes here differ from the
+    published ones, one line; stands under the table of published numbers."""
 
     name: str = ""
     title: str
@@ -55,6 +98,8 @@ class Suite(_Checked):
     workloads: tuple[WorkloadEntry, ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     measure: MeasureEntry = MeasureEntry()
+    published: tuple[Published, ...] = ()
+    budget_note: str = ""
     _file: str = PrivateAttr("")
 
     @property
@@ -96,6 +141,8 @@ def load(name_or_path: str) -> Suite:
     if name_or_path.endswith(".toml"):
         suite._file = name_or_path
     _refuse_twins(path, suite)
+    for at, published in enumerate(suite.published):
+        _check_published(f"{path}: published.{at}", published, suite)
     return suite
 
 
@@ -115,6 +162,44 @@ def _refuse_twins(path: Path, suite: Suite) -> None:
     for key, given in {"seeds": suite.seeds, **numbers}.items():
         if twice := [value for value in given if given.count(value) > 1]:
             raise BadInput(f"{path}: {key}: {twice[0]:g} stands there twice")
+
+
+def _check_published(where: str, published: Published, suite: Suite) -> None:
+    """That it speaks of this suite, and that a figure says of what it is and where it was read."""
+    labels = [entry.shown for entry in suite.methods]
+    for key, word, valid in (
+        ("network", published.network, [workload.network for workload in suite.workloads]),
+        ("dataset", published.dataset, [workload.dataset for workload in suite.workloads]),
+        ("label", published.label, labels),
+    ):
+        if word and word not in valid:
+            raise BadInput(f"{where}.{key}: the suite has no {key} {word!r}{nearest(word, set(valid))}")
+    if not matching_workloads(suite, published):
+        raise BadInput(f"{where}.dataset: no workload has {published.network!r} on {published.dataset!r}")
+    if published.strength is not None:
+        given = suite.methods[labels.index(published.label)].strengths if published.label else None
+        if not given:
+            raise BadInput(f"{where}.strength: needs a label whose method entry names its strengths")
+        if published.strength not in given:
+            hint = nearest_number(published.strength, given)
+            raise BadInput(f"{where}.strength: {published.label!r} has no {published.strength:g}{hint}")
+    if published.has_figures:
+        for key in ("network", "label", "provenance"):
+            if not getattr(published, key):
+                raise BadInput(f"{where}.{key}: missing beside a figure")
+        if len(matching_workloads(suite, published)) > 1:
+            raise BadInput(f"{where}.dataset: missing, for {published.network!r} has several")
+    elif published.provenance is not None:
+        raise BadInput(f"{where}.provenance: there is no figure that it could be of")
+
+
+def matching_workloads(suite: Suite, published: Published) -> list[WorkloadEntry]:
+    """The workloads that a published entry is about."""
+    return [
+        workload
+        for workload in suite.workloads
+        if published.network in ("", workload.network) and published.dataset in ("", workload.dataset)
+    ]
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:

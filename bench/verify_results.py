@@ -149,6 +149,8 @@ def _cell(point: PointRecord, records: Records) -> Cell | None:
         pretraining=None,
         steps=0,
         step_macs=0.0,
+        point_macs=0.0,
+        measure_seconds=0.0,
     )
 
 

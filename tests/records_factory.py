@@ -148,14 +148,19 @@ def point_record(
         macs=macs,
         weight_bytes=4 * parameters,
         peak_bytes=5 * parameters,
+        weights=parameters,
+        nonzero_weights=parameters,
     )
     left = max(10, round(parameters * width**2))
+    nonzero = max(10, round(parameters * keep)) if weights_only else left
     cost = Cost(
         parameters=left,
-        nonzero=max(10, round(parameters * keep)) if weights_only else left,
+        nonzero=nonzero,
         macs=max(10, round(macs * width**1.8)),
         weight_bytes=4 * left,
         peak_bytes=5 * left,
+        weights=left,
+        nonzero_weights=nonzero,
     )
     scores = Scores(accuracy=accuracy, loss=1 - accuracy, calibration_error=0.01, images=360)
     results: dict[str, Any] = {}

@@ -6,6 +6,8 @@ import pytest
 
 from bench import suite
 from bench.errors import BadInput
+from bench.filters import Filters
+from bench.plan import make_plan
 
 GOOD = """
 title = "t"
@@ -72,3 +74,82 @@ def test_names_and_paths_that_do_not_exist() -> None:
         suite.load("digit")
     with pytest.raises(BadInput, match=r"nowhere\.toml: no such file"):
         suite.load("nowhere.toml")
+
+
+PUBLISHED = """
+budget_note = "2 epochs, the paper has 200"
+[[methods]]
+name = "magnitude"
+label = "units"
+strengths = [0.5, 0.75]
+[[published]]
+network = "mlp-300-100"
+label = "units"
+strength = 0.5
+test_error = 0.0133
+units = { fc1 = 110, fc2 = 71 }
+weights_pruned = 0.9885
+macs_ratio = 3.2
+provenance = "table"
+source = "a paper, table 2"
+[[published]]
+source = "none found: neither text nor code could be read"
+"""
+
+
+def with_published(*changes: tuple[str, str]) -> str:
+    """`budget_note` before the first table, the rest behind."""
+    note, rest = PUBLISHED.strip().split("\n", 1)
+    text = f"{note}\n{GOOD.strip()}\n{rest}\n"
+    for change in changes:
+        assert change[0] in text
+        text = text.replace(*change, 1)
+    return text
+
+
+def test_published_figures(tmp_path: Path) -> None:
+    loaded = suite.load(write(tmp_path, with_published()))
+    figures, none = loaded.published
+    assert (figures.label, figures.strength, figures.units) == ("units", 0.5, {"fc1": 110, "fc2": 71})
+    assert figures.has_figures
+    assert not none.has_figures
+    assert loaded.budget_note.startswith("2 epochs")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (('label = "units"\nstrength ', 'label = "unit"\nstrength '), ["0.label", "did you mean 'units'"]),
+        (('network = "mlp-300-100"\nlabel', 'network = "mlp"\nlabel'), ["0.network", "mlp-300-100"]),
+        (('provenance = "table"', 'provenance = "table"\ndataset = "mnist"'), ["0.dataset", "'mnist'"]),
+        (("strength = 0.5", "strength = 0.6"), ["0.strength", "did you mean 0.5?"]),
+        (('label = "units"\nstrength ', 'label = "dense"\nstrength '), ["0.strength", "names its strengths"]),
+        (("test_error", "test_eror"), ["0.test_eror: unknown key", "'test_error'"]),
+        (("test_error = 0.0133", "test_error = 1.33"), ["0.test_error", "got 1.33"]),
+        (("fc1 = 110", "fc1 = -1"), ["0.units.fc1", "got -1"]),
+        (('provenance = "table"', ""), ["0.provenance: missing beside a figure"]),
+        (('provenance = "table"', 'provenance = "tabel"'), ["0.provenance", "'table'"]),
+        (('source = "a paper, table 2"', ""), ["0.source: missing"]),
+        (('source = "none', 'provenance = "code"\nsource = "none'), ["1.provenance", "no figure"]),
+        (
+            ("[[methods]]", '[[workloads]]\ndataset = "mnist"\nnetwork = "mlp-300-100"\n'
+             "recipe = { epochs = 1 }\n[[methods]]"),
+            ["0.dataset: missing"],
+        ),
+    ],
+)  # fmt: skip
+def test_bad_published_figures(tmp_path: Path, change: tuple[str, str], says: list[str]) -> None:
+    path = write(tmp_path, with_published(change))
+    with pytest.raises(BadInput) as caught:
+        suite.load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: published.")
+    assert "\n" not in message
+    for part in says:
+        assert part in message
+
+
+def test_published_units_are_of_sites_of_the_network(tmp_path: Path) -> None:
+    path = write(tmp_path, with_published(("fc2 = 71", "fc9 = 71")))
+    with pytest.raises(BadInput, match=r"published\.0\.units: 'mlp-300-100' has no site 'fc9' .*'fc"):
+        make_plan(suite.load(path), Filters(), None)

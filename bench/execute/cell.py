@@ -143,13 +143,13 @@ class CellRun:
         if self.store.status("train", self.cell.train_id) == "done" and (trained := self.reload()):
             return trained
         subject = Subject.of(self.cell, self.dataset, self.example)
-        began = time.perf_counter()
         initial = parameter_hash(subject.network)
         phases = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)
         shared = None
         if self.cell.pretraining is not None:
             shared = self._load_pretrained(subject.network, phases[0])
             phases = phases[1:]
+        began = time.perf_counter()
         loop = self._loop(subject, path)
         progress = loop.run(phases)
         write_state(path, loop.state())

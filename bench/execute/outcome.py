@@ -47,7 +47,8 @@ class Outcome:
         shared: dict[str, Any] | None = None,
         failure: Failure | None = None,
     ) -> TrainRecord:
-        """A shared pretraining counts in the epochs, the steps and the history of each cell that uses it."""
+        """A shared pretraining counts in the epochs, the steps and the history of each cell that uses it, but not in
+        `seconds`, which sum up to what all cells took."""
         progress = progress or Progress()
         before = Progress(**shared["progress"]) if shared else Progress()
         steps = progress.steps + before.steps
@@ -64,6 +65,7 @@ class Outcome:
             step_milliseconds=1000 * busy / steps if steps else None,
             peak_rss_bytes=_peak_rss_bytes(),
             shared_pretraining=self.cell.pretraining.id if shared and self.cell.pretraining else None,
+            shared_seconds=before.seconds if shared else None,
             initial_weights=initial,
             data_order=before.data_order or progress.data_order,
             history=before.history + progress.history,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 if TYPE_CHECKING:
     from bench.execute.pool import Job
+    from bench.records.times import Spent
 
 
 class Display:
@@ -99,3 +100,19 @@ def in_words(seconds: float) -> str:
     if seconds < 5400:
         return f"{round(seconds / 60)} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def spent_in_words(spent: Spent) -> str:
+    """What records took to make, in all and by part."""
+    parts = [
+        f"{name} {in_words(seconds)}"
+        for name, seconds in (
+            ("training", spent.training),
+            ("shared pretraining", spent.pretraining),
+            ("points", spent.points),
+            ("latency", spent.latency),
+        )
+        if seconds
+    ]
+    said = f"measured {in_words(spent.total)} ({', '.join(parts)})" if parts else "none measured"
+    return f"{said}, without {spent.untold} shared pretrainings that do not tell" if spent.untold else said

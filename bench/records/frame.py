@@ -81,6 +81,7 @@ POINT_COLUMNS: Mapping[str, str] = {
     "parameters_ratio": "float64",
     "nonzero_ratio": "float64",
     "macs_ratio": "float64",
+    "weights_pruned": "float64",
     "certificate": "boolean",
     "difference_float64": "float64",
     "difference_float32": "float64",
@@ -90,6 +91,8 @@ POINT_COLUMNS: Mapping[str, str] = {
     "units_kept": "Int64",
     "units_total": "Int64",
     "expected_active_units": "float64",
+    "units": "string",
+    "activity": "string",
     **_DYNAMIC,
     **_TRAINING,
     "point_seconds": "float64",
@@ -122,6 +125,7 @@ TRAIN_COLUMNS: Mapping[str, str] = {
     "initial_weights": "string",
     "data_order": "string",
     "shared_pretraining": "string",
+    "shared_seconds": "float64",
     **_ORIGIN,
 }
 """Column → dtype of `stage="train"`; loss and accuracy are those of the last epoch that has them."""
@@ -181,6 +185,7 @@ def point_frame(records: Records, latency_device: str | None = None) -> pandas.D
         frame[f"{name}_kept"] = _float(frame[name]) / _float(frame[f"dense_{name}"])
     for name, dense in RATIOS.items():
         frame[f"{name}_ratio"] = _float(frame[dense]) / _float(frame[name])
+    frame["weights_pruned"] = 1 - _float(frame["nonzero_weights"]) / _float(frame["dense_weights"])
     return frame
 
 
@@ -192,7 +197,7 @@ def train_frame(records: Records) -> pandas.DataFrame:
         for name in ("train_loss", "validation_loss", "validation_accuracy"):
             seen = [epoch[name] for epoch in train.history if epoch.get(name) is not None]
             row[name] = seen[-1] if seen else None
-        for name in ("initial_weights", "data_order", "shared_pretraining"):
+        for name in ("initial_weights", "data_order", "shared_pretraining", "shared_seconds"):
             row[name] = getattr(train, name)
         rows.append(row)
     return _frame(rows, TRAIN_COLUMNS)
@@ -271,8 +276,10 @@ def _point_row(point: PointRecord, records: Records) -> dict[str, Any]:
     if point.sizes:
         row["units_kept"] = sum(point.kept.get(site, size) for site, size in point.sizes.items())
         row["units_total"] = sum(point.sizes.values())
+        row["units"] = json.dumps({site: point.kept.get(site, size) for site, size in point.sizes.items()})
     if point.expected_activity:
         row["expected_active_units"] = sum(point.expected_activity.values())
+        row["activity"] = json.dumps(point.expected_activity)
     if point.dynamic is not None:
         row |= {name: getattr(point.dynamic, name) for name in _DYNAMIC}
     return row | {"train_id": point.train_id, "point_seconds": point.seconds}

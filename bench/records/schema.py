@@ -76,13 +76,19 @@ class Scores(Part):
 
 class Cost(Part):
     """Of one network. macs: convolutions and linear layers, one image, normalisation folded. weight_bytes: parameters
-    and buffers; peak_bytes: the largest sum of live tensors during inference of one image, weights included."""
+    and buffers; peak_bytes: the largest sum of live tensors during inference of one image, weights included. weights:
+    of convolutions and linear layers, biases left out; layers: how many of these there are; active_layers: those with
+    an activation behind them, or with no other layer. The last four are None in records from before they were kept."""
 
     parameters: int
     nonzero: int
     macs: int
     weight_bytes: int
     peak_bytes: int
+    weights: int | None = None
+    nonzero_weights: int | None = None
+    layers: int | None = None
+    active_layers: int | None = None
 
 
 class DynamicCost(Part):
@@ -155,7 +161,8 @@ class Record(Part):
 
 class TrainRecord(Record):
     """strength: only of a training that serves one strength. epochs: really run, per phase. history: one entry per
-    epoch (`epoch`, `phase`, `train_loss`, `validation_loss`, `validation_accuracy` where it was evaluated)."""
+    epoch (`epoch`, `phase`, `train_loss`, `validation_loss`, `validation_accuracy` where it was evaluated).
+    shared_seconds: what the shared pretraining took, once for all that share it; not part of `seconds`."""
 
     stage: ClassVar[Stage] = "train"
     strength: float | None
@@ -164,6 +171,7 @@ class TrainRecord(Record):
     step_milliseconds: float | None = None
     peak_rss_bytes: int | None = None
     shared_pretraining: str | None = None
+    shared_seconds: float | None = None
     initial_weights: str = ""
     """Hash of the initial parameters, and of the first epoch's order: equal over the methods of a seed."""
     data_order: str = ""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import pandas
 
 NONE = "—"
 """What a cell shows that has no number."""
@@ -42,6 +45,21 @@ def ratio(value: Any) -> str:
     if math.isinf(value):
         return "∞"
     return f"{value:.2f}×" if value < 10 else f"{value:.1f}×" if value < 100 else f"{value:,.0f}×"
+
+
+def count(value: Any) -> str:
+    """A mean of counts: whole where all seeds agree, else with one digit."""
+    return number(value, ".0f" if value == value and float(value).is_integer() else ".1f")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else NONE
+
+
+def _layers(row: Mapping[Any, Any]) -> str:
+    return (
+        NONE if row["layers"] != row["layers"] else f"{count(row['layers'])} of {count(row['dense_layers'])}"
+    )
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -112,6 +130,30 @@ COLUMNS: tuple[Column, ...] = (
         lambda row: ratio(row["macs_ratio"]),
     ),
     Column(
+        "layers",
+        "layers",
+        "Weight layers (convolutions and linear layers) that are left, of those of the dense network, mean over seeds.",
+        _layers,
+    ),
+    Column(
+        "active_layers",
+        "active layers",
+        "Weight layers with an activation between them and the next one, or with none behind them, mean over seeds.",
+        lambda row: count(row["active_layers"]),
+    ),
+    Column(
+        "units",
+        "units",
+        "Left in each group of units that live or die together, in the order of the network, means over seeds.",
+        lambda row: _text(row["units"]),
+    ),
+    Column(
+        "activity",
+        "active units",
+        "Of dynamic gates: how many of these units an image activates, in the same order, means over images and seeds.",
+        lambda row: _text(row["activity"]),
+    ),
+    Column(
         "speedup",
         "faster",
         "Measured: median latency of the dense network over that of the compact one, interleaved in one "
@@ -135,11 +177,13 @@ COLUMNS: tuple[Column, ...] = (
 """In the order they are shown; `speedup` stands for one column per shown batch size."""
 
 
-def meanings() -> str:
-    """The columns and their meanings as a Markdown list, for the README."""
+def meanings(tables: Iterable[pandas.DataFrame]) -> str:
+    """The columns that some of the tables show, with their meanings, as a Markdown list for the README."""
+    shown = {column.meaning for table in tables for column in shown_columns(table)}
     return "".join(
         f"- **{column.header + (', batch N' if column.key == 'speedup' else '')}** — {column.meaning}\n"
         for column in COLUMNS
+        if column.meaning in shown
     )
 
 
@@ -149,17 +193,27 @@ def batches(keys: Any) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def shown_columns(keys: Any) -> list[Column]:
-    """`COLUMNS` with the speedup at the smallest and at the largest measured batch size in its place."""
+_WHERE_ROWS_DIFFER = ("layers", "active_layers", "units")
+_WHERE_THERE_IS_ONE = ("activity",)
+
+
+def shown_columns(table: pandas.DataFrame) -> list[Column]:
+    """`COLUMNS` as far as they tell something of one table (the rows of a data set and network), with the speedup at
+    the smallest and at the largest measured batch size in its place."""
+    rows = table.to_dict("records")
     columns: list[Column] = []
-    measured = batches(keys)
+    measured = batches(table.columns)
     for column in COLUMNS:
-        if column.key != "speedup":
-            columns.append(column)
+        if column.key == "speedup":
+            for batch in sorted({*measured[:1], *measured[-1:]}):
+                key = f"speedup_b{batch}"
+                columns.append(Column(key, f"faster, batch {batch}", column.meaning, _show_ratio(key)))
             continue
-        for batch in sorted({*measured[:1], *measured[-1:]}):
-            key = f"speedup_b{batch}"
-            columns.append(Column(key, f"faster, batch {batch}", column.meaning, _show_ratio(key)))
+        if column.key in (*_WHERE_ROWS_DIFFER, *_WHERE_THERE_IS_ONE):
+            texts = {column.show(row) for row in rows} - {NONE}
+            if len(texts) < (2 if column.key in _WHERE_ROWS_DIFFER else 1):
+                continue
+        columns.append(column)
     return columns
 
 

@@ -63,11 +63,20 @@ _NAMES = [
     "nonzero_ratio",
     "macs",
     "macs_ratio",
+    "layers",
+    "dense_layers",
+    "active_layers",
+    "units",
+    "activity",
     "step_ms",
     "budget",
     "protocol_version",
 ]
 
+_MEANS = (
+    *("parameters", "macs", "nonzero", "step_ms", "layers", "dense_layers", "active_layers"),
+    "expected_macs",
+)
 _DYNAMIC = ["expected_macs", "speedup_gather_b1"]
 """Of networks with input gates, mean and median: in the file, not in the tables, where only what is static compares."""
 
@@ -84,9 +93,7 @@ def _row(
     delta = paired_difference(accuracy, {} if first["method"] == "dense" else dense)
     kinds = Counter(group.loc[group["status"] == "failed", "failure"].astype("object"))
     failed = sum(kinds.values())
-    means = {
-        name: _mean(done[name]) for name in ("parameters", "macs", "nonzero", "step_ms", "expected_macs")
-    }
+    means = {name: _mean(done[name]) for name in _MEANS}
     row |= {
         "method": first["method"],
         "granularity": str(first["granularity"]),
@@ -99,6 +106,8 @@ def _row(
         "delta_half_width": delta.half_width,
         "delta_pairs": delta.n,
         **means,
+        "units": by_site(done["units"]),
+        "activity": by_site(done["activity"]),
         "budget": json.loads(first["recipe"]).get("epochs"),
         "protocol_version": first["protocol_version"],
         "latency_device": next(iter(done["latency_device"].dropna().astype("object")), None),
@@ -129,11 +138,23 @@ def _mean(column: pandas.Series) -> float:
     )
 
 
+def means_by_site(column: pandas.Series) -> dict[str, float]:
+    """Site → mean over the rows of a column of JSON (site → number), in the order of the network; a row without is
+    left out."""
+    rows = [json.loads(text) for text in column.dropna()]
+    return {site: sum(row[site] for row in rows) / len(rows) for site in (rows[0] if rows else ())}
+
+
+def by_site(column: pandas.Series) -> str | None:
+    """These means as `13-25-156`, rounded; None without any."""
+    return "-".join(f"{mean:.0f}" for mean in means_by_site(column).values()) or None
+
+
 def to_markdown(board: pandas.DataFrame) -> str:
     """One table per data set and network, with the device its latency was measured on."""
-    columns = shown_columns(board.columns)
     parts = []
     for (dataset, network), rows in board.groupby(["dataset", "network"], sort=True):
+        columns = shown_columns(rows)
         lines = [f"### {dataset} · {network}", ""]
         lines.append("| " + " | ".join(column.header for column in columns) + " |")
         lines.append("| " + " | ".join("---" if column.key in _TEXT else "---:" for column in columns) + " |")
@@ -150,7 +171,7 @@ def latency_note(devices: list[str]) -> str:
     return f"Speedups measured on: {', '.join(devices)}." if devices else "Latency was not measured."
 
 
-_TEXT = {"label", "granularity", "failures"}
+_TEXT = {"label", "granularity", "units", "activity", "failures"}
 
 
 def write_leaderboard(frame: pandas.DataFrame, directory: Path) -> dict[str, Path]:

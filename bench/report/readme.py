@@ -38,7 +38,7 @@ def _part(name: str, readme: Path, frame: pandas.DataFrame, figures: Path) -> st
     if name == "leaderboard":
         return to_markdown(leaderboard(frame))
     if name == "columns":
-        return meanings()
+        return meanings(rows for _, rows in leaderboard(frame).groupby(["dataset", "network"]))
     if name.startswith("figure "):
         stem = name.removeprefix("figure ")
         path = Path(os.path.relpath(figures / f"{stem}.png", readme.parent)).as_posix()

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 _DROP_FIRST = (
     "budget",
     "granularity",
+    "units",
     "seeds",
     "parameters",
     "macs",
+    "activity",
     "nonzero_ratio",
+    "active_layers",
     "parameters_ratio",
+    "layers",
     "delta",
 )
 """What a narrow terminal leaves out, in this order, until the rest fits: the files hold everything."""
@@ -35,7 +39,7 @@ def print_leaderboard(board: pandas.DataFrame, console: Console | None = None) -
     console = console or Console()
     for (dataset, network), group in board.groupby(["dataset", "network"], sort=True):
         rows = group.to_dict("records")
-        columns = [column for column in shown_columns(board.columns) if _says_something(column, rows)]
+        columns = [column for column in shown_columns(group) if _says_something(column, rows)]
         for key in _DROP_FIRST:
             if sum(_width(column, rows) + 2 for column in columns) <= console.width:
                 break
@@ -49,7 +53,7 @@ def print_leaderboard(board: pandas.DataFrame, console: Console | None = None) -
             padding=(0, 1, 0, 0),
         )
         for column in columns:
-            left = column.key in ("label", "granularity", "failures")
+            left = column.key in ("label", "granularity", "units", "activity", "failures")
             table.add_column(
                 _header(column), justify="left" if left else "right", no_wrap=column.key != "failures"
             )

@@ -22,7 +22,7 @@ from methods.base import Method
 from tests.contract.cases import EPOCHS, NETWORK, Case, Outcome, cells_of, run_cell
 
 CPU = torch.device("cpu")
-VOLATILE = {"created", "seconds", "step_milliseconds", "peak_rss_bytes"}
+VOLATILE = {"created", "seconds", "shared_seconds", "step_milliseconds", "peak_rss_bytes"}
 
 
 def open_loop(case: Case, strength: float, **settings: Any) -> tuple[nn.Module, Method, Loop]:

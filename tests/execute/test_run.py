@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,11 @@ def finished(suite: Path) -> Path:
     """The results folder of one straight run."""
     done = run("run", suite, "--results", "straight", cwd=suite.parent)
     assert done.returncode == 0, done.stderr + done.stdout
+    last = done.stdout.splitlines()[-1]
+    parts = r"\(training .*, shared pretraining .*, points .*, latency .*\)"
+    assert re.fullmatch(
+        rf"core time: planned about .*, measured .* {parts}; this run took .* on \d+ processes", last
+    )
     return suite.parent / "straight"
 
 
@@ -68,7 +74,7 @@ def records(results: Path, stage: str) -> dict[str, dict[str, object]]:
     found = {}
     for path in (results / stage).glob("*.json"):
         record = json.loads(path.read_text())
-        for volatile in ("created", "seconds", "step_milliseconds", "peak_rss_bytes"):
+        for volatile in ("created", "seconds", "shared_seconds", "step_milliseconds", "peak_rss_bytes"):
             record.pop(volatile, None)
         found[path.stem] = record
     return found
@@ -145,9 +151,12 @@ def records_so_far(results: Path) -> list[Path]:
 
 def test_plan_and_status(finished: Path, suite: Path) -> None:
     planned = run("plan", suite, "--results", finished, cwd=suite.parent)
-    assert "8 trainings, 0 to do" in planned.stdout
+    assert "8 trainings, 0 to do, 0 skipped; nothing is left to do" in planned.stdout
     fresh = run("plan", suite, "--results", suite.parent / "none", cwd=suite.parent)
-    assert "8 trainings, 8 to do" in fresh.stdout
+    assert re.search(
+        r"8 trainings, 8 to do, 0 skipped; about .* of core time, .* on \d+ processes", fresh.stdout
+    )
     assert not (suite.parent / "none").exists()
     status = run("status", "--results", finished, "--json", cwd=suite.parent)
     assert json.loads(status.stdout)["records"]["point"] == {"done": 10, "failed": 0}
+    assert all(seconds > 0 for seconds in json.loads(status.stdout)["seconds"].values())

@@ -93,12 +93,22 @@ def test_sizes_by_hand() -> None:
     )  # running mean and variance, batch counter
 
 
+def test_prunable_weights_are_those_of_layers_without_biases() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+        network[3].weight.copy_(torch.tensor([[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]]))
+    assert size.weights(network) == 54 + 6
+    assert size.nonzero_weights(network) == 54 + 3
+
+
 def test_shared_weights_count_once() -> None:
     layer = nn.Linear(4, 4)
     tied = nn.Linear(4, 4)
     tied.weight = layer.weight
     network = nn.Sequential(layer, layer, tied)
     assert size.parameters(network) == 16 + 4 + 4
+    assert size.weights(network) == 16
     assert size.weight_bytes(network) == 4 * 24
 
 
@@ -112,6 +122,8 @@ def test_cost_puts_all_together() -> None:
     assert found.parameters == size.parameters(network)
     assert found.nonzero == size.nonzero(network)
     assert found.macs == CONVOLUTIONAL_MACS
+    assert found.weights == found.nonzero_weights == 8 * 2 * 9 + 6 * 8 * 3 + 30 * 7 + 7 * 3
+    assert (found.layers, found.active_layers) == (4, 2), "two pairs with nothing but a pooling in between"
     assert found.weight_bytes == size.weight_bytes(network)
     # the widest moment: input, first convolution's output and that of its normalisation
     assert found.peak_bytes == found.weight_bytes + 4 * (4 * 81 + 2 * 8 * 25)

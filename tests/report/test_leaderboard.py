@@ -159,8 +159,60 @@ def test_the_terminal_shows_whole_numbers_at_any_width(width: int, frame_of: Fra
     assert CPU in text
 
 
-def test_every_column_has_a_meaning() -> None:
-    text = meanings()
+def layered(label: str, keep: float, layers: int, active: int, **more: object) -> list:
+    """A training and its point with `layers` of 3 weight layers left."""
+    train = train_record(label)
+    point = point_record(train, 0.0 if label == "dense" else 0.5, keep=keep)
+    assert point.cost is not None
+    assert point.dense_cost is not None
+    cost = point.cost.model_copy(update={"layers": layers, "active_layers": active})
+    dense = point.dense_cost.model_copy(update={"layers": 3, "active_layers": 3})
+    return [train, point.model_copy(update={"cost": cost, "dense_cost": dense, **more})]
+
+
+def test_layers_units_and_activity_are_shown_where_rows_differ(frame_of: Frames) -> None:
+    dynamic = {"expected_activity": {"conv1": 3.2, "conv2": 7.6}}
+    frame = frame_of(
+        layered("dense", 1.0, 3, 3)
+        + layered("magnitude", 0.5, 2, 1)
+        + layered("random", 0.5, 3, 3, **dynamic)
+    )
+    text = to_markdown(leaderboard(frame))
+    header = next(line for line in text.splitlines() if line.startswith("| method"))
+    assert "| layers | active layers | units | active units |" in header
+    (row,) = [line for line in text.splitlines() if line.startswith("| magnitude ")]
+    assert "| 2 of 3 | 1 | 16-32 | — |" in row
+    assert "| 3 of 3 | 3 | 32-64 | — |" in text
+    assert "| 3 of 3 | 3 | 16-32 | 3-8 |" in text
+    board = leaderboard(frame).set_index("label")
+    assert board.loc["magnitude", ["layers", "dense_layers", "active_layers"]].tolist() == [2, 3, 1]
+
+
+def test_what_all_rows_have_alike_is_not_shown(frame_of: Frames) -> None:
+    text = to_markdown(leaderboard(frame_of(layered("dense", 1.0, 3, 3) + layered("magnitude", 1.0, 3, 3))))
+    for header in ("layers", "active layers", "units", "active units"):
+        assert f"| {header} |" not in text
+
+
+def test_counts_are_means_over_seeds(frame_of: Frames) -> None:
+    records = three_seeds("dense", [0.9], 0.0)
+    for seed, keep in enumerate((0.5, 0.25, 0.25)):
+        train = train_record(seed=seed)
+        records += [train, point_record(train, 0.5, keep=keep)]
+    records.append(train_record("random", failure=DIVERGED, strength=0.5))
+    board = leaderboard(frame_of(records)).set_index("label")
+    assert board.loc["magnitude", "units"] == "11-21"  # (16 + 8 + 8) / 3 and (32 + 16 + 16) / 3
+    assert "| random | 0.5 | unit | 0 | — | — | — | — | — | — | — | — |" in to_markdown(board.reset_index())
+
+
+def test_every_column_has_a_meaning(frame_of: Frames) -> None:
+    dynamic = {"expected_activity": {"conv1": 3.2, "conv2": 7.6}}
+    records = layered("dense", 1.0, 3, 3) + layered("magnitude", 0.5, 2, 1, **dynamic)
+    plain = leaderboard(frame_of(records))
+    frame = frame_of(suite_records(networks=["lenet5"], seeds=[0]))
+    measured = leaderboard(frame[frame["network"] == "lenet5"])
+    text = meanings([plain, measured])
     for column in COLUMNS:
         assert column.header in text
         assert column.meaning.endswith(".")
+    assert "active units" not in meanings([measured])
