@@ -44,6 +44,8 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
         subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root)
         _check_published_sites(suite, subject)
         for entry in entries:
+            if entry.entry.networks and workload.network not in entry.entry.networks:
+                continue
             try:
                 _add_cells(plan, subject, entry, strengths[entry.where], seeds)
             except BadInput:

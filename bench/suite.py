@@ -35,11 +35,12 @@ class WorkloadEntry(_Checked):
 
 
 class MethodEntry(_Checked):
-    """A method with its settings. label: what tables call it, the name where left out; strengths: the method's own
-    default grid where left out."""
+    """A method with its settings. label: what tables call it, the name where left out; networks: the only ones of the
+    suite that it is meant for, all where left out; strengths: the method's own default grid where left out."""
 
     name: str
     label: str = ""
+    networks: tuple[str, ...] = ()
     strengths: tuple[float, ...] | None = Field(default=None, min_length=1)
     config: dict[str, Any] = {}
 
@@ -140,10 +141,21 @@ def load(name_or_path: str) -> Suite:
         raise BadInput(f"{path}: {one_line(error, Suite)}") from None
     if name_or_path.endswith(".toml"):
         suite._file = name_or_path
+    _check_networks(path, suite)
     _refuse_twins(path, suite)
     for at, published in enumerate(suite.published):
         _check_published(f"{path}: published.{at}", published, suite)
     return suite
+
+
+def _check_networks(path: Path, suite: Suite) -> None:
+    """That the networks an entry is meant for are those of a workload."""
+    valid = {workload.network for workload in suite.workloads}
+    for at, entry in enumerate(suite.methods):
+        for network in entry.networks:
+            if network not in valid:
+                hint = nearest(network, valid)
+                raise BadInput(f"{path}: methods.{at}.networks: no workload has {network!r}{hint}")
 
 
 def _refuse_twins(path: Path, suite: Suite) -> None:

@@ -49,6 +49,10 @@ def test_every_shipped_suite_is_valid(name: str) -> None:
         (('name = "dense"', 'name = "dense"\nstrength = [1]'), ["methods.0.strength", "'strengths'"]),
         (('name = "dense"', 'name = "dense"\n[[methods]]\nname = "dense"'), ["methods", "'dense'", "twice"]),
         (("[[methods]]", "[[methods]"), ["not a TOML file"]),
+        (
+            ('name = "dense"', 'name = "dense"\nnetworks = ["mlp-300"]'),
+            ["methods.0.networks", "'mlp-300'", "did you mean 'mlp-300-100'"],
+        ),
     ],
 )
 def test_bad_ones(tmp_path: Path, change: tuple[str, str], says: list[str]) -> None:
@@ -153,3 +157,16 @@ def test_published_units_are_of_sites_of_the_network(tmp_path: Path) -> None:
     path = write(tmp_path, with_published(("fc2 = 71", "fc9 = 71")))
     with pytest.raises(BadInput, match=r"published\.0\.units: 'mlp-300-100' has no site 'fc9' .*'fc"):
         make_plan(suite.load(path), Filters(), None)
+
+
+def test_an_entry_may_be_meant_for_some_networks_only(tmp_path: Path) -> None:
+    second = '[[workloads]]\ndataset = "digits"\nnetwork = "digits-cnn"\nrecipe = { epochs = 2 }\n'
+    entry = '[[methods]]\nname = "thin-dense"\nnetworks = ["digits-cnn"]\nstrengths = [0.5]\n'
+    plan = make_plan(suite.load(write(tmp_path, GOOD + second + entry)), Filters(), None)
+    found = [(cell.method.name, cell.workload.network) for cell in plan.cells]
+    assert sorted(found) == [
+        ("dense", "digits-cnn"),
+        ("dense", "mlp-300-100"),
+        ("thin-dense", "digits-cnn"),
+    ]
+    assert not plan.skips
