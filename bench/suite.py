@@ -159,10 +159,11 @@ def _check_networks(path: Path, suite: Suite) -> None:
 
 
 def _refuse_twins(path: Path, suite: Suite) -> None:
-    """Two entries of one label, or one workload, seed or strength twice, would share a row of the table."""
-    labels = [entry.shown for entry in suite.methods]
-    for label in labels:
-        if labels.count(label) > 1:
+    """Two entries of one label for a network, or one workload, seed or strength twice, would share a row of the table."""
+    networks = {workload.network for workload in suite.workloads}
+    rows = [(entry.shown, network) for entry in suite.methods for network in set(entry.networks) or networks]
+    for label, network in rows:
+        if rows.count((label, network)) > 1:
             raise BadInput(
                 f"{path}: methods: {label!r} stands there twice; give each entry a label of its own"
             )

@@ -161,12 +161,16 @@ def test_published_units_are_of_sites_of_the_network(tmp_path: Path) -> None:
 
 def test_an_entry_may_be_meant_for_some_networks_only(tmp_path: Path) -> None:
     second = '[[workloads]]\ndataset = "digits"\nnetwork = "digits-cnn"\nrecipe = { epochs = 2 }\n'
-    entry = '[[methods]]\nname = "thin-dense"\nnetworks = ["digits-cnn"]\nstrengths = [0.5]\n'
-    plan = make_plan(suite.load(write(tmp_path, GOOD + second + entry)), Filters(), None)
+    entries = [
+        f'[[methods]]\nname = "thin-dense"\nnetworks = ["{network}"]\nstrengths = [{strength}]\n'
+        for network, strength in (("digits-cnn", 0.5), ("mlp-300-100", 0.7))
+    ]
+    plan = make_plan(suite.load(write(tmp_path, GOOD + second + "".join(entries))), Filters(), None)
     found = [(cell.method.name, cell.workload.network) for cell in plan.cells]
     assert sorted(found) == [
         ("dense", "digits-cnn"),
         ("dense", "mlp-300-100"),
         ("thin-dense", "digits-cnn"),
+        ("thin-dense", "mlp-300-100"),
     ]
     assert not plan.skips
