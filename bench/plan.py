@@ -117,8 +117,8 @@ class _Subject:
             network=entry.network,
             recipe=entry.recipe.model_dump(mode="json"),
         )
-        # Compact network and reference: the scores on both splits, and the same top-1 on test (its size alone is read).
-        scored = 2 * len(dataset.validation) + 4 * len(data.load_test(entry.dataset, data_root))
+        # Compact network and reference: the scores on both splits, and the same top-1 on test.
+        scored = 2 * len(dataset.validation) + 4 * dataset.test_size
         macs = count_macs(network, example)
         return cls(where, entry, workload, network, sites, len(dataset.train), scored, macs)
 

@@ -86,7 +86,9 @@ def _prepared(name: str, root: Path | None) -> tuple[Dataset, Split]:
         raise BadInput(f"{name}: no class has the two train images that a validation split takes")
     mean, std = mean_and_std(train.images)
     fingerprint = _fingerprint(train, validation, raw.test)
-    dataset = Dataset(name, train, validation, raw.classes, mean, std, raw.augment, fingerprint)
+    dataset = Dataset(
+        name, train, validation, raw.classes, mean, std, raw.augment, fingerprint, len(raw.test)
+    )
     return dataset, raw.test
 
 

@@ -29,7 +29,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What training and selection may see of a data set; the test split is deliberately not part of it.
+    """What training and selection may see of a data set; the test split is deliberately not part of it, but for how
+    many images it has (test_size).
 
     name: as it was asked for (a name, or the path of the user's own data). mean, std: float32 (C,), of the
     train part's pixels divided by 255; a channel that is constant has std 1. augment: whether random crops
@@ -45,6 +46,7 @@ class Dataset:
     std: Tensor
     augment: bool
     fingerprint: str
+    test_size: int
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
