@@ -159,7 +159,7 @@ def _check_networks(path: Path, suite: Suite) -> None:
 
 
 def _refuse_twins(path: Path, suite: Suite) -> None:
-    """Two entries of one label for a network, or one workload, seed or strength twice, would share a row of the table."""
+    """Two entries of one label for a network, or one workload, seed or strength twice, would share a row of a table."""
     networks = {workload.network for workload in suite.workloads}
     rows = [(entry.shown, network) for entry in suite.methods for network in set(entry.networks) or networks]
     for label, network in rows:
