@@ -189,10 +189,19 @@ def _check_published(where: str, published: Published, suite: Suite) -> None:
             raise BadInput(f"{where}.{key}: the suite has no {key} {word!r}{nearest(word, set(valid))}")
     if not matching_workloads(suite, published):
         raise BadInput(f"{where}.dataset: no workload has {published.network!r} on {published.dataset!r}")
+    entries = [
+        entry
+        for entry in suite.methods
+        if published.label in ("", entry.shown)
+        and (not published.network or not entry.networks or published.network in entry.networks)
+    ]
+    if not entries:
+        raise BadInput(f"{where}.label: {published.label!r} is not meant for {published.network!r}")
     if published.strength is not None:
-        given = suite.methods[labels.index(published.label)].strengths if published.label else None
-        if not given:
+        grids = [entry.strengths or () for entry in entries]
+        if not published.label or not all(grids):
             raise BadInput(f"{where}.strength: needs a label whose method entry names its strengths")
+        given = {strength for grid in grids for strength in grid}
         if published.strength not in given:
             hint = nearest_number(published.strength, given)
             raise BadInput(f"{where}.strength: {published.label!r} has no {published.strength:g}{hint}")

@@ -174,3 +174,21 @@ def test_an_entry_may_be_meant_for_some_networks_only(tmp_path: Path) -> None:
         ("thin-dense", "mlp-300-100"),
     ]
     assert not plan.skips
+
+
+def test_a_published_label_is_the_entry_of_its_network(tmp_path: Path) -> None:
+    other = '[[workloads]]\ndataset = "digits"\nnetwork = "digits-cnn"\nrecipe = { epochs = 1 }\n[[methods]]'
+    entry = 'label = "units"\nnetworks = ["digits-cnn"]\nstrengths = [0.9]\n[[methods]]\nname = "magnitude"\n'
+    both = with_published(
+        ("[[methods]]", other),
+        ('label = "units"\n', entry + 'label = "units"\nnetworks = ["mlp-300-100"]\n'),
+    )
+    figures, _ = suite.load(write(tmp_path, both)).published
+    assert figures.strength == 0.5, "of the second entry of the label"
+    with pytest.raises(BadInput, match=r"published\.0\.strength: 'units' has no 0\.9 \(did you mean 0\.75"):
+        suite.load(write(tmp_path, both.replace("strength = 0.5", "strength = 0.9")))
+    only = both.replace('networks = ["mlp-300-100"]', 'networks = ["digits-cnn"]').replace(
+        '"units"\n', '"u"\n', 1
+    )
+    with pytest.raises(BadInput, match=r"published\.0\.label: 'units' is not meant for 'mlp-300-100'"):
+        suite.load(write(tmp_path, only))

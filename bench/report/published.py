@@ -135,7 +135,7 @@ def _show(key: str, value: Any, half_width: Any = None, sign: str = "") -> str:
     if value is None or value != value:
         return NONE
     spread = "" if half_width is None else f" ± {number(factor * half_width, '.2f')}"
-    return f"{number(factor * value, sign + '.2f')}{spread}{unit if not sign else ''}"
+    return f"{number(factor * value, sign + '.2f')}{unit if not sign else ''}{spread}"
 
 
 def _notes(table: pandas.DataFrame, suite: Suite) -> list[str]:
