@@ -118,4 +118,5 @@ class _Product(nn.Module):
     kept: Tensor | None = None
 
     def forward(self, parameter: Tensor) -> Tensor:
-        return parameter if self.kept is None else parameter * self.kept
+        # Cast here: a product with a bool casts it again, and in the backward pass once more.
+        return parameter if self.kept is None else parameter * self.kept.to(parameter)
