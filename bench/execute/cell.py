@@ -25,6 +25,7 @@ from bench.compaction.archive import save_compact
 from bench.compaction.verify import FLOAT32_BOUND, Certificate, difference
 from bench.data.batches import Normalise, ordered
 from bench.data.split import Split
+from bench.device import place
 from bench.errors import CellFailed
 from bench.execute import layout
 from bench.execute.dynamic import cut_gates, expected_macs, with_gate_cost, with_gates
@@ -256,7 +257,8 @@ class CellRun:
         if compacted.collapsed:
             lost = ", ".join(compacted.collapsed)
             raise CellFailed("collapsed", f"the network loses all its units at {lost}")
-        delivered, gates, notes = compacted.network, {}, list(plan.notes)
+        reference, compact_network = place(reference, self.device), place(compacted.network, self.device)
+        delivered, gates, notes = compact_network, {}, list(plan.notes)
         if input_gates := trained.method.input_gates():
             gates = cut_gates(input_gates, compacted.architecture.kept)
             sites = find_sites(compacted.network, self.example)

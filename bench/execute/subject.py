@@ -13,6 +13,7 @@ from bench import networks
 from bench.cells import Cell
 from bench.compaction import Architecture, Compacted, LayerChange, apply_architecture, find_sites
 from bench.data.split import Dataset
+from bench.device import place
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
 from methods.base import Method, Phase, Site, StepContext
@@ -31,9 +32,8 @@ class Subject:
     def of(cls, cell: Cell, dataset: Dataset, example: Tensor) -> Subject:
         """With initial weights, thinned where the method asks for it. example: on the device that trains."""
         torch.manual_seed(stream(cell.seed, "init"))
-        network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes).to(
-            example.device
-        )
+        network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
+        network = place(network, example.device)
         sites = find_sites(network, example)
         method = create_method(cell)
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
@@ -43,7 +43,7 @@ class Subject:
             kept={site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()},
             layer_changes=tuple(LayerChange(kind=a.kind, layers=a.layers) for a in shape.layer_actions),
         )
-        thin = apply_architecture(network, thinned, example)
+        thin = place(apply_architecture(network, thinned, example), example.device)
         torch.manual_seed(stream(cell.seed, "init"))
         initialise(thin)
         return cls(thin, find_sites(thin, example), method, thinned)

@@ -17,6 +17,12 @@ MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
         ("mlp-500-300", MNIST, 784 * 500 + 500 + 500 * 300 + 300 + 300 * 10 + 10, 545_000),
         ("lenet5", MNIST, 431_080, 2_293_000),
         ("mlp-deep", MNIST, 784 * 100 + 5 * 100 * 100 + 100 * 10 + 610, 129_400),
+        (
+            "mlp-no-bias",
+            MNIST,
+            784 * 1000 + 1_000_000 + 500_000 + 100_000 + 2000,
+            784 * 1000 + 1_000_000 + 500_000 + 100_000 + 2000,
+        ),
         ("mlp-deep", DIGITS, 64 * 100 + 5 * 100 * 100 + 100 * 10 + 610, 57_400),
         (
             "cnn-deep",
@@ -46,7 +52,7 @@ def test_parameters_and_macs(
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "lenet5", "digits-cnn", "cnn-deep"]
+    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "mlp-no-bias", "lenet5", "digits-cnn", "cnn-deep"]
 )
 @pytest.mark.parametrize("input_shape", [MNIST, CIFAR, (3, 17, 40)])
 @pytest.mark.parametrize("classes", [2, 100])
@@ -57,7 +63,7 @@ def test_any_images_and_classes(name: str, input_shape: tuple[int, int, int], cl
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "lenet5", "digits-cnn", "cnn-deep"]
+    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "mlp-no-bias", "lenet5", "digits-cnn", "cnn-deep"]
 )
 def test_the_forward_can_be_traced_for_any_batch(name: str) -> None:
     network = networks.build(name, CIFAR, 10).eval()
@@ -69,7 +75,9 @@ def test_the_forward_can_be_traced_for_any_batch(name: str) -> None:
     assert len(layers) == len(set(layers))
 
 
-@pytest.mark.parametrize("name", ["mlp-300-100", "mlp-deep", "lenet5", "digits-cnn", "cnn-deep"])
+@pytest.mark.parametrize(
+    "name", ["mlp-300-100", "mlp-deep", "mlp-no-bias", "lenet5", "digits-cnn", "cnn-deep"]
+)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     network = networks.build(name, CIFAR, 10)
     network(torch.rand(4, *CIFAR)).square().sum().backward()
