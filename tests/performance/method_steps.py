@@ -26,6 +26,7 @@ from torch import nn
 import methods
 from bench import networks
 from bench.compaction import Architecture, apply_architecture, find_sites
+from bench.device import place
 from bench.measure.blocks import PairedSamples, interleave
 from bench.measure.protocol import LatencyProtocol
 from bench.measure.spread import speedup
@@ -101,7 +102,7 @@ class Training:
         if shape is not None:
             kept = {site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()}
             network = apply_architecture(network, Architecture(kept=kept), example)
-        self.network: nn.Module = network.train()
+        self.network: nn.Module = place(network, torch.device("cpu")).train()
         self.context = StepContext(
             strength=None if self.method.traits.trains_once else strength,
             steps=EPOCHS * STEPS_PER_EPOCH,
