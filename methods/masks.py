@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import parametrize
 
 from methods.base import Site, SparsityPlan
@@ -118,4 +119,24 @@ class _Product(nn.Module):
     kept: Tensor | None = None
 
     def forward(self, parameter: Tensor) -> Tensor:
-        return parameter if self.kept is None else parameter * self.kept
+        if self.kept is None:
+            return parameter
+        product: Tensor = _Masked.apply(parameter, self.kept)
+        return product
+
+
+class _Masked(torch.autograd.Function):
+    """parameter ⊙ kept, laid out in memory as the parameter is. The strides of a plain product differ in dimensions of
+    size 1, and a convolution of one input channel that is channels-last would no longer be taken for it."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, kept: Tensor) -> Tensor:
+        mask = kept.to(parameter.dtype)
+        ctx.save_for_backward(mask)
+        return torch.mul(parameter, mask, out=torch.empty_like(parameter))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return gradient * mask, None

@@ -71,9 +71,10 @@ def local(preactivation: Tensor) -> Tensor:
 
 
 def _mean_magnitude(gradient: Tensor) -> Tensor:
-    """Mean |·| over all dimensions of (N, units, …) but the second: one pass, without a tensor of magnitudes."""
+    """Mean |·| over all dimensions of (N, units, …) but the second. A norm would need no tensor of magnitudes, but on a
+    CPU it takes three times as long."""
     others = [dim for dim in range(gradient.dim()) if dim != 1]
-    sums = torch.linalg.vector_norm(gradient, 1, dim=others)
+    sums = gradient.abs().sum(dim=others)
     return sums / (gradient.numel() // gradient.shape[1])
 
 

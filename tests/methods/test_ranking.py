@@ -27,12 +27,24 @@ def test_removed_count_refuses_what_is_no_fraction(fraction: float) -> None:
 @given(
     values=st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4),
     count=st.integers(0, 6),
+    dtype=st.sampled_from(
+        [torch.float32, torch.float64, torch.bfloat16]
+    ),  # the last is not selected by numpy
 )
-def test_smallest_equals_a_stable_sort(values: list[list[int]], count: int) -> None:
-    scores = torch.tensor(values, dtype=torch.float32)
+def test_smallest_equals_a_stable_sort(values: list[list[int]], count: int, dtype: torch.dtype) -> None:
+    scores = torch.tensor(values, dtype=dtype)
     expected = torch.zeros_like(scores, dtype=torch.bool)
     expected.scatter_(1, scores.sort(dim=1, stable=True).indices[:, :count], True)
     assert torch.equal(smallest(scores, count), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_smallest_of_long_rows_that_learn(dtype: torch.dtype) -> None:
+    scores = torch.randn(3, 2, 1000, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    chosen = smallest(scores, 601)
+    expected = torch.zeros_like(chosen)
+    expected.scatter_(2, scores.sort(dim=2, stable=True).indices[..., :601], True)
+    assert torch.equal(chosen, expected)
 
 
 def test_a_row_of_zeros_gives_the_first_entries() -> None:

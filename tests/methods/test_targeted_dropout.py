@@ -302,3 +302,15 @@ def test_a_functional_mask_leaves_the_module_as_it_was() -> None:
     assert type(layer) is kind
     assert list(layer.state_dict()) == names
     assert not hasattr(layer, "parametrizations")
+
+
+def test_a_functional_mask_keeps_the_layout_in_memory() -> None:
+    """Of convolutions with one input channel too, whose product by a mask has other strides."""
+    convolution = nn.Conv2d(1, 4, 3).to(memory_format=torch.channels_last)
+    strides = convolution.weight.stride()
+    mask = FunctionalMask(convolution, "weight")
+    mask.kept = torch.rand(4, 1, 3, 3) < 0.5
+    assert convolution.weight.stride() == strides
+    assert convolution(torch.randn(2, 1, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+    convolution.weight.sum().backward()
+    assert torch.equal(mask.parameter.grad, mask.kept.float())
