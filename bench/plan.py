@@ -80,7 +80,7 @@ def _add_cells(
     plan: Plan, subject: _Subject, entry: Entry, strengths: list[float], seeds: Sequence[int]
 ) -> None:
     """The cells of one method on one workload, or the reason why there are none."""
-    if reason := entry.method.supports(subject.network):
+    if reason := entry.method.supports(subject.network, subject.sites):
         plan.skips.append(Skip(subject.entry.network, entry.entry.shown, reason))
     elif strengths:
         for seed in seeds:

@@ -187,8 +187,9 @@ class Method(ABC):
     def traits(self) -> Traits:
         """May depend on the config."""
 
-    def supports(self, network: nn.Module) -> str | None:
-        """None, or the reason why this method cannot run on `network`."""
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
+        """None, or the reason why this method, with its config, cannot run on `network`; asked before anything is
+        trained."""
         return None
 
     def phases(self, epochs: int) -> Sequence[Phase]:

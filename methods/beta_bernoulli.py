@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from methods import kumaraswamy
 from methods.base import Config, Method, Phase, Site, SparsityPlan, StepContext, Traits
 from methods.finetuning import plain_training
-from methods.gates import Gate, Placement, fold
+from methods.gates import Gate, Placement, fold, unfoldable
 
 A_UC_PLAIN, A_UC_NORMALISED = -1.0, 2.0
 """Where a_uc starts: E[π] = .24 as on the paper's LeNets, .68 as on its VGG (every layer normalised)."""
@@ -166,11 +166,8 @@ class BetaBernoulli(Method):
     def traits(self) -> Traits:
         return Traits(granularity="unit", strength="penalty", trains_once=False)
 
-    def supports(self, network: nn.Module) -> str | None:
-        for name, module in network.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not module.affine:
-                return f"{name} normalises without scale and shift, so no gate can be folded into it"
-        return None
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
+        return unfoldable(network, sites)
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         pretrain = self.config.pretrain

@@ -142,6 +142,15 @@ def _over_places(multipliers: Tensor, values: Tensor) -> Tensor:
     return multipliers.reshape(*multipliers.shape, *[1] * (values.dim() - 2))
 
 
+def unfoldable(network: nn.Module, sites: Sequence[Site]) -> str | None:
+    """Why gates on `sites` could not be folded into the network later; None where they can."""
+    for site in sites:
+        for end in site.ends:
+            if not isinstance(getattr(network.get_submodule(end), "weight", None), Tensor):
+                return f"{end} normalises without scale and shift, so no gate can be folded into it"
+    return None
+
+
 @torch.no_grad()
 def fold(network: nn.Module, site: Site, scale: Tensor) -> None:
     """Multiply the units of a site by `scale`, (size,), for good: into the scale and shift of the normalisation that

@@ -61,7 +61,7 @@ from methods.base import (
     Traits,
 )
 from methods.l_curve import corner
-from methods.sensitivities import Sensitivities
+from methods.sensitivities import Sensitivities, takes_gate
 
 LAMBDA_0, LAMBDA_MAX = 1e-3, 0.1
 EMA = 0.98
@@ -106,9 +106,10 @@ class HeterogeneousSensitivity(Method):
         )
         return Traits(granularity="unit", strength=kind, trains_once=False)
 
-    def supports(self, network: nn.Module) -> str | None:
-        weighted = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        return None if len(weighted) > 1 else "it has no hidden units that could take a sensitivity"
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
+        if any(takes_gate(network, site) for site in sites):
+            return None
+        return "it has no hidden units that could take a sensitivity (those on residual streams cannot)"
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         before = 1 - self.config.finetune
@@ -121,13 +122,10 @@ class HeterogeneousSensitivity(Method):
         return (Phase("warmup", warmup), *curve, Phase("sparsify", rest), *finetune)
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
-        """Raises ValueError where no site can take gates."""
         super().attach(network, sites, context)
         assert context.strength is not None
         self.epsilon = context.strength
         self.gates = Sensitivities(network, sites if self.epsilon else [])
-        if self.epsilon and not self.gates.sites:
-            raise ValueError("no site of this network can take sensitivities: all lie on streams")
         self._frozen_scales = [
             scale
             for site in self.gates.sites

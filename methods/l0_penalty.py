@@ -37,7 +37,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from methods.base import Config, Method, Site, SparsityPlan, StepContext
-from methods.gates import Gate, Placement, fold
+from methods.gates import Gate, Placement, fold, unfoldable
 
 _GATE = "gate/"
 
@@ -86,13 +86,11 @@ class L0Method(Method):
         """Whether the gates have gradients in the present phase."""
         return bool(self.gates)
 
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
+        return unfoldable(network, sites)
+
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
-        """Raises ValueError where a gate could not be folded into the network later."""
         super().attach(network, sites, context)
-        for site in sites:
-            for end in site.ends:
-                if not isinstance(getattr(network.get_submodule(end), "weight", None), Tensor):
-                    raise ValueError(f"{self.name}: {end} has no weight that a gate could be folded into")
         self.gates = {site.name: self.make_gate(site) for site in sites} if context.strength else {}
         self._placement = Placement(network, sites, self.gates)
         self._kept: dict[str, Tensor] = {}

@@ -95,7 +95,7 @@ class LayerSparsity(Method):
     def traits(self) -> Traits:
         return Traits(granularity="layer", strength="penalty", trains_once=False)
 
-    def supports(self, network: nn.Module) -> str | None:
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
         try:
             inner = find_inner(network)
         except Exception as error:

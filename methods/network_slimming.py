@@ -52,11 +52,15 @@ class NetworkSlimming(FinetunedMethod):
     def traits(self) -> Traits:
         return Traits(granularity="unit", strength="ratio", trains_once=self.config.finetune == 0)
 
-    def supports(self, network: nn.Module) -> str | None:
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
         norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-        if any(isinstance(module, norms) and module.affine for module in network.modules()):
-            return None
-        return "it has no batch normalisation with a scale to penalise"
+        if not any(isinstance(module, norms) and module.affine for module in network.modules()):
+            return "it has no batch normalisation with a scale to penalise"
+        return (
+            None
+            if _scales(network, sites)
+            else "no units of it that could be removed lie behind a batch norm"
+        )
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         finetune = self.config.finetune
@@ -64,19 +68,8 @@ class NetworkSlimming(FinetunedMethod):
         return (sparsify, Phase("finetune", finetune)) if finetune else (sparsify,)
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
-        """Raises ValueError where no site has a norm."""
         super().attach(network, sites, context)
-        found = {
-            site.name: [
-                scale
-                for norm in site.norms
-                if isinstance(scale := getattr(network.get_submodule(norm), "weight", None), Tensor)
-            ]
-            for site in sites
-        }
-        self.scales = {name: scales for name, scales in found.items() if scales}
-        if not self.scales:
-            raise ValueError("no units of this network that could be removed lie behind a batch norm")
+        self.scales = _scales(network, sites)
 
     @torch.no_grad()
     def start_phase(self, phase: Phase) -> None:
@@ -100,3 +93,16 @@ class NetworkSlimming(FinetunedMethod):
             for name, scales in self.scales.items()
         }
         return SparsityPlan(kept=keep_globally(scores, strength, at_least_one=True))
+
+
+def _scales(network: nn.Module, sites: Sequence[Site]) -> dict[str, list[Tensor]]:
+    """Site → the γ of its norms, each (size,); of the sites that have any."""
+    found = {
+        site.name: [
+            scale
+            for norm in site.norms
+            if isinstance(scale := getattr(network.get_submodule(norm), "weight", None), Tensor)
+        ]
+        for site in sites
+    }
+    return {name: scales for name, scales in found.items() if scales}

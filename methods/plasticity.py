@@ -107,8 +107,13 @@ class Plasticity(ArmMethod):
     def k(self) -> float:
         return float(self.config.k) if self.context.phase.name == "plastic" else math.inf
 
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
+        for site in sites:
+            if (start := self.active_at_first(site)) > site.size:
+                return f"{site.name} has {site.size} units at full width, and the growth would start from {start}"
+        return super().supports(network, sites)
+
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
-        """Raises ValueError where the start is wider than a site."""
         self.opened, self.best, self.stalled = {}, math.inf, 0
         super().attach(network, sites, context)
 
@@ -121,16 +126,11 @@ class Plasticity(ArmMethod):
         return BernoulliGate(start / self.config.k + NOISE * noise, lambda: self.k)
 
     def active_at_first(self, site: Site) -> int:
-        """Raises ValueError where that is more than the site has."""
+        """Where growth starts from so many units, that may be more than the site has: see `supports`."""
         if self.config.mode == "sparsify":
             return site.size
         if self.config.start_fraction is not None:
             return max(1, round(self.config.start_fraction * site.size))
-        if self.config.start_units > site.size:
-            raise ValueError(
-                f"plasticity cannot start from {self.config.start_units} units of {site.name}, "
-                f"which has {site.size} at full width"
-            )
         return int(self.config.start_units)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

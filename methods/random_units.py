@@ -49,7 +49,7 @@ class RandomUnits(FinetunedMethod):
     def traits(self) -> Traits:
         return Traits(granularity="unit", strength="ratio", trains_once=self.config.finetune == 0)
 
-    def supports(self, network: nn.Module) -> str | None:
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
         layers = {name for name, _ in network.named_modules()}
         missing = [site for site in self.config.ratios if site not in layers]
         return f"it has no layer {missing[0]!r}" if missing else None

@@ -45,7 +45,7 @@ class SameShape(Method):
         # Each strength is a training of its own, for strength zero is the full network.
         return Traits(granularity="unit", strength="none", trains_once=False)
 
-    def supports(self, network: nn.Module) -> str | None:
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
         modules = dict(network.named_modules())
         for site, count in self.config.kept.items():
             weight = getattr(modules.get(site), "weight", None)

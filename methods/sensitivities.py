@@ -33,7 +33,7 @@ class Sensitivities:
 
     def __init__(self, network: nn.Module, sites: Sequence[Site]) -> None:
         self.network = network
-        self.sites = [site for site in sites if _takes_gate(network, site)]
+        self.sites = [site for site in sites if takes_gate(network, site)]
         self.values: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         for site in self.sites:
@@ -139,6 +139,6 @@ def _width(layer: nn.Module) -> int:
     return width
 
 
-def _takes_gate(network: nn.Module, site: Site) -> bool:
+def takes_gate(network: nn.Module, site: Site) -> bool:
     readers = [network.get_submodule(layer) for layer in site.readers]
     return site.kind == "inner" and bool(readers) and all(_width(r) % site.size == 0 for r in readers)

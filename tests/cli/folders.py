@@ -50,7 +50,7 @@ class Mine(Method):
     def traits(self):
         return Traits("unit", "ratio", False)
 
-    def supports(self, network):
+    def supports(self, network, sites):
         return None if network.fc1.out_features == 300 else "made for 300 units"
 
     def plan(self, strength):

@@ -255,10 +255,12 @@ def test_state_survives_a_round_trip(mlp: Network, make_context: Callable[..., S
 
 
 def test_refuses_a_normalisation_that_no_gate_folds_into() -> None:
-    reason = methods.create("beta-bernoulli").supports(nn.Sequential(nn.BatchNorm2d(3, affine=False)))
-    assert reason is not None
-    assert "scale and shift" in reason
-    assert methods.create("beta-bernoulli").supports(nn.Sequential(nn.BatchNorm2d(3))) is None
+    method = methods.create("beta-bernoulli")
+    for affine in (False, True):
+        network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3, affine=affine), nn.Conv2d(3, 2, 1))
+        site = Site("0", 3, "inner", ("0",), ("1",), ("1",), ("2",), 1.0, 1.0)
+        reason = method.supports(network, [site])
+        assert reason is None if affine else "scale and shift" in str(reason)
 
 
 def test_gradient_of_a_shared_multiplier_sums_over_images() -> None:

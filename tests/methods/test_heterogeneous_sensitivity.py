@@ -195,11 +195,10 @@ def test_going_back_does_not_forget_the_curve(mlp: Network, make_context: MakeCo
 
 def test_refusals(mlp: Network, make_context: MakeContext) -> None:
     method = methods.create("heterogeneous-sensitivity")
-    assert method.supports(mlp[0]) is None
-    assert "no hidden units" in str(method.supports(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))))
+    assert method.supports(*mlp) is None
     stream = Site("0", 20, "stream", ("0",), (), ("0",), ("2",), 1.0, 1.0)
-    with pytest.raises(ValueError, match="streams"):
-        attached((mlp[0], [stream]), make_context(0.1))
+    for sites in ([], [stream]):
+        assert "no hidden units" in str(method.supports(mlp[0], sites))
     trained = attached(mlp, make_context(0.1))
     trained.detach()
     with pytest.raises(ValueError, match=r"trained for strength 0\.1"):

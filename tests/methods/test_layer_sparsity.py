@@ -262,8 +262,8 @@ def test_refused() -> None:
     with pytest.raises(ValidationError, match="leave no time"):
         methods.create("layer-sparsity").Config(pretrain=0.5, refit=0.5)
     method = methods.create("layer-sparsity")
-    assert "between two ReLUs" in str(method.supports(nn.Sequential(nn.Linear(2, 2), nn.ReLU())))
-    assert method.supports(networks.build("mlp-300-100", (1, 8, 8), 10)) is None
+    assert "between two ReLUs" in str(method.supports(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), []))
+    assert method.supports(networks.build("mlp-300-100", (1, 8, 8), 10), []) is None
 
 
 # On the harness ------------------------------------------------------------------------------------------------------

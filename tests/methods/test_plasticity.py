@@ -249,5 +249,10 @@ def test_bad_settings_are_refused(mlp: Network, make_context: MakeContext) -> No
     ):
         with pytest.raises(BadConfig):
             methods.create("plasticity", **config)
-    with pytest.raises(ValueError, match="11 units of 2, which has 10 at full width"):
-        attached(mlp, make_context(strength=0.1), mode="expand", start_units=11)
+
+
+def test_growth_from_more_than_the_full_width_is_refused(mlp: Network) -> None:
+    wide = methods.create("plasticity", mode="expand", start_units=11)
+    assert "2 has 10 units at full width" in str(wide.supports(*mlp))
+    assert methods.create("plasticity", mode="expand", start_units=10).supports(*mlp) is None
+    assert methods.create("plasticity", start_units=11).supports(*mlp) is None
