@@ -1,4 +1,5 @@
-"""The cases of the contract tests: every discovered method with its defaults, and every entry of the main suite."""
+"""The cases of the contract tests: every discovered method with its defaults, every entry of the main suite, and the
+other modes in which a method runs different code."""
 
 from __future__ import annotations
 
@@ -7,18 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import methods
-from bench import suite
+from bench import data, networks, suite
+from bench.compaction import find_sites
 from bench.execute.cell import CellRun
 from bench.filters import Filters
 from bench.plan import Cell, make_plan
 from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
+from bench.training.loop import Loop
+from bench.training.phases import plan_phases
+from bench.training.recipe import Recipe
+from bench.training.seeds import stream
 from methods.base import Method
 
 EPOCHS = 4
 NETWORK = "digits-cnn"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -31,15 +39,42 @@ class Case:
     def create(self) -> Method:
         return methods.create(self.name, **self.config)
 
+    @property
+    def epochs(self) -> int:
+        """At least one for each phase."""
+        return max(EPOCHS, len(self.create().phases(EPOCHS)))
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(epochs=self.epochs, batch_size=128, learning_rate=4e-3)
+
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.config.items())])
 
 
+MODES = [
+    *(
+        Case("magnitude", {"granularity": granularity, "schedule": schedule, "scope": "global"})
+        for granularity in ("unit", "weight")
+        for schedule in ("one-shot", "gradual")
+    ),
+    Case("targeted-dropout", {"unit_noise": "weight"}),
+    Case("serene", {"sensitivity": "lower-bound", "level": "weight"}),
+    Case("serene", {"sensitivity": "local"}),
+    Case("serene", {"sensitivity": "none"}),
+    Case("plasticity", {"mode": "expand"}),
+    Case("heterogeneous-sensitivity", {"finetune": 0.25}),
+    Case("heterogeneous-sensitivity", {"selection": "l-curve"}),
+    Case("layer-sparsity", {"refit_from": "random"}),
+    Case("random", {"ratios": {"conv2": 0.5, "conv3": 0.25}}),
+    Case("same-shape", {"kept": {"conv2": 12}}),
+]
+
+
 def all_cases() -> list[Case]:
-    """The defaults first; an entry of the suite that equals them is not run twice."""
+    """The defaults first; an entry of the suite or a mode that equals them is not run twice."""
     cases = [Case(name) for name in methods.available()]
-    for entry in suite.load("digits").methods:
-        case = Case(entry.name, entry.config)
+    for case in [*(Case(entry.name, entry.config) for entry in suite.load("digits").methods), *MODES]:
         if case.create().config not in [c.create().config for c in cases if c.name == case.name]:
             cases.append(case)
     return cases
@@ -56,13 +91,46 @@ def cells_of(case: Case, strengths: tuple[float, ...] | None = None, seed: int =
                 {
                     "dataset": "digits",
                     "network": NETWORK,
-                    "recipe": {"epochs": EPOCHS, "batch_size": 128, "learning_rate": 4e-3},
+                    "recipe": case.recipe.model_dump(mode="json"),
                 }
             ],
             "methods": [{"name": case.name, "config": case.config, "strengths": strengths}],
         }
     )
     return make_plan(small, Filters(), None).cells
+
+
+def open_loop(case: Case, strength: float, **settings: Any) -> tuple[nn.Module, Method, Loop]:
+    """The training of a case without the cell around it."""
+    dataset = data.load("digits", None)
+    torch.manual_seed(stream(0, "init"))
+    network = networks.build(NETWORK, dataset.input_shape, dataset.classes)
+    sites = find_sites(network, torch.zeros(1, *dataset.input_shape))
+    method = case.create()
+    given = None if method.traits.trains_once else strength
+    return network, method, Loop(network, method, sites, dataset, case.recipe, 0, CPU, given, **settings)
+
+
+def phases_of(case: Case) -> list[Any]:
+    return plan_phases(case.create().phases(case.epochs), case.epochs)
+
+
+@dataclass
+class Straight:
+    """A training in one go. trained: the state at its end; network and method are detached since."""
+
+    network: nn.Module
+    method: Method
+    loop: Loop
+    trained: dict[str, torch.Tensor]
+
+
+def train_straight(case: Case, strength: float) -> Straight:
+    network, method, loop = open_loop(case, strength)
+    loop.run(phases_of(case))
+    trained = {name: value.clone() for name, value in network.state_dict().items()}
+    method.detach()
+    return Straight(network, method, loop, trained)
 
 
 @dataclass
@@ -76,7 +144,7 @@ class Outcome:
 
 def run_cell(cell: Cell, results: Path) -> Outcome:
     torch.set_num_threads(1)
-    CellRun(cell, results, None, torch.device("cpu"), lambda fraction, doing: None).run()
+    CellRun(cell, results, None, CPU, lambda fraction, doing: None).run()
     store = Store(results)
     train = store.read("train", cell.train_id)
     points = [store.read("point", point) for _, point in cell.points]

@@ -1,10 +1,11 @@
-"""One short real training of every case, shared by the tests that only look at it."""
+"""Short real trainings of every case, shared by the tests that only look at them."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.contract.cases import Case, Outcome, all_cases, cells_of, run_cell
+from bench.records.schema import TrainRecord
+from tests.contract.cases import Case, Outcome, Straight, all_cases, cells_of, run_cell, train_straight
 
 
 @pytest.fixture(params=all_cases(), ids=str, scope="session")
@@ -25,3 +26,18 @@ def outcome(case: Case, strength: float, tmp_path_factory: pytest.TempPathFactor
     """One run of the case."""
     (cell,) = cells_of(case, (strength,))
     return run_cell(cell, tmp_path_factory.mktemp("outcome"))
+
+
+@pytest.fixture(scope="session")
+def straight(case: Case, strength: float) -> Straight:
+    """The same training without the cell around it."""
+    return train_straight(case, strength)
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[int, TrainRecord]:
+    """Seed → plain training."""
+    return {
+        seed: run_cell(*cells_of(Case("dense"), (0.0,), seed), tmp_path_factory.mktemp("dense")).train
+        for seed in (0, 1)
+    }

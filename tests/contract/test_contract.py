@@ -14,31 +14,19 @@ import methods
 from bench import data, networks
 from bench.compaction import find_sites
 from bench.data import load_test
-from bench.training.loop import Loop
-from bench.training.phases import plan_phases
-from bench.training.recipe import Recipe
-from bench.training.seeds import stream
-from methods.base import Method
-from tests.contract.cases import EPOCHS, NETWORK, Case, Outcome, cells_of, run_cell
+from bench.records.schema import TrainRecord
+from tests.contract.cases import (
+    NETWORK,
+    Case,
+    Outcome,
+    Straight,
+    cells_of,
+    open_loop,
+    phases_of,
+    run_cell,
+)
 
-CPU = torch.device("cpu")
 VOLATILE = {"created", "seconds", "shared_seconds", "step_milliseconds", "peak_rss_bytes"}
-
-
-def open_loop(case: Case, strength: float, **settings: Any) -> tuple[nn.Module, Method, Loop]:
-    """The training of a case without the cell around it."""
-    dataset = data.load("digits", None)
-    torch.manual_seed(stream(0, "init"))
-    network = networks.build(NETWORK, dataset.input_shape, dataset.classes)
-    sites = find_sites(network, torch.zeros(1, *dataset.input_shape))
-    method = case.create()
-    recipe = Recipe(epochs=EPOCHS, batch_size=128, learning_rate=4e-3)
-    given = None if method.traits.trains_once else strength
-    return network, method, Loop(network, method, sites, dataset, recipe, 0, CPU, given, **settings)
-
-
-def phases_of(method: Method) -> list[Any]:
-    return plan_phases(method.phases(EPOCHS), EPOCHS)
 
 
 def test_describes_itself(case: Case) -> None:
@@ -77,10 +65,11 @@ def test_same_seed_same_record(case: Case, strength: float, outcome: Outcome, tm
     ]
 
 
-@pytest.mark.parametrize("stop_after", range(1, EPOCHS))
-def test_resumed_equals_straight(case: Case, strength: float, stop_after: int, tmp_path: Path) -> None:
-    straight_network, straight_method, straight = open_loop(case, strength)
-    straight.run(phases_of(straight_method))
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_resumed_equals_straight(
+    case: Case, strength: float, straight: Straight, quarters: int, tmp_path: Path
+) -> None:
+    stop_after = quarters * case.epochs // 4
 
     class PowerCut(Exception):
         pass
@@ -90,28 +79,25 @@ def test_resumed_equals_straight(case: Case, strength: float, stop_after: int, t
             raise PowerCut
 
     file = tmp_path / "checkpoint"
-    _, method, first = open_loop(case, strength, checkpoint=file, checkpoint_seconds=0.0, on_epoch=cut)
+    _, _, first = open_loop(case, strength, checkpoint=file, checkpoint_seconds=0.0, on_epoch=cut)
     with pytest.raises(PowerCut):
-        first.run(phases_of(method))
+        first.run(phases_of(case))
     network, method, second = open_loop(case, strength, checkpoint=file)
-    second.run(phases_of(method))
-    for name, value in straight_network.state_dict().items():
+    second.run(phases_of(case))
+    for name, value in straight.trained.items():
         assert torch.equal(network.state_dict()[name], value), name
-    assert second.progress.epochs == straight.progress.epochs
-    assert second.progress.history == straight.progress.history
-    straight_method.detach()
+    assert second.progress.epochs == straight.loop.progress.epochs
+    assert second.progress.history == straight.loop.progress.history
     method.detach()
-    one, other = straight_method.plan(strength), method.plan(strength)
+    one, other = straight.method.plan(strength), method.plan(strength)
     assert one.kept.keys() == other.kept.keys()
     assert all(torch.equal(one.kept[site], other.kept[site]) for site in one.kept)
     assert all(torch.equal(one.weight_masks[name], other.weight_masks[name]) for name in one.weight_masks)
 
 
-def test_plan_fits_the_sites(case: Case, strength: float) -> None:
-    network, method, loop = open_loop(case, strength)
+def test_plan_fits_the_sites(strength: float, straight: Straight) -> None:
+    network, method = straight.network, straight.method
     sizes = {site.name: site.size for site in method.sites}
-    loop.run(phases_of(method))
-    method.detach()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     plan = method.plan(strength)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -124,10 +110,8 @@ def test_plan_fits_the_sites(case: Case, strength: float) -> None:
         assert mask.shape == shapes[name]
 
 
-def test_nothing_is_left_after_detach(case: Case, strength: float) -> None:
-    network, method, loop = open_loop(case, strength)
-    loop.run(phases_of(method))
-    method.detach()
+def test_nothing_is_left_after_detach(straight: Straight) -> None:
+    network = straight.network
     plain = networks.build(NETWORK, (1, 8, 8), 10)
     assert [(n, type(m)) for n, m in network.named_modules()] == [
         (n, type(m)) for n, m in plain.named_modules()
@@ -145,9 +129,9 @@ def test_nothing_is_left_after_detach(case: Case, strength: float) -> None:
 def test_budget_is_respected(case: Case, outcome: Outcome) -> None:
     epochs = sum(outcome.train.epochs.values())
     if case.create().traits.strength == "self":
-        assert epochs <= EPOCHS
+        assert epochs <= case.epochs
     else:
-        assert epochs == EPOCHS
+        assert epochs == case.epochs
     steps_per_epoch = -(-len(data.load("digits", None).train) // 128)
     assert outcome.train.steps == epochs * steps_per_epoch
 
@@ -178,16 +162,16 @@ def test_strength_zero_keeps_the_whole_network(case: Case, tmp_path: Path) -> No
     assert (point.cost.parameters, point.cost.macs) == (point.dense_cost.parameters, point.dense_cost.macs)
 
 
-def test_seeds_are_paired_over_methods(case: Case, outcome: Outcome, tmp_path: Path) -> None:
-    (cell,) = cells_of(Case("dense"), (0.0,))
-    dense = run_cell(cell, tmp_path).train
-    assert outcome.train.data_order == dense.data_order
-    if case.name != "thin-dense":  # another shape has other weights by its nature
-        assert outcome.train.initial_weights == dense.initial_weights
-    (other,) = cells_of(Case("dense"), (0.0,), seed=1)
-    other_seed = run_cell(other, tmp_path).train
-    assert other_seed.initial_weights != dense.initial_weights
-    assert other_seed.data_order != dense.data_order
+def test_seeds_are_paired_over_methods(
+    case: Case, strength: float, outcome: Outcome, dense: dict[int, TrainRecord]
+) -> None:
+    assert outcome.train.data_order == dense[0].data_order
+    network = networks.build(NETWORK, (1, 8, 8), 10)
+    shape = case.create().shape(find_sites(network, torch.zeros(1, 1, 8, 8)), strength)
+    if shape is None:  # another shape has other weights by its nature
+        assert outcome.train.initial_weights == dense[0].initial_weights
+    assert dense[1].initial_weights != dense[0].initial_weights
+    assert dense[1].data_order != dense[0].data_order
 
 
 def test_every_method_of_the_folder_is_here() -> None:

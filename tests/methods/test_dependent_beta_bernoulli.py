@@ -16,6 +16,7 @@ from torch import nn
 from methods.base import Batch, Evaluation, Site, StepContext
 from methods.dependent_beta_bernoulli import (
     CLIP,
+    ETA,
     RHO,
     Dependence,
     DependentBetaBernoulli,
@@ -108,6 +109,20 @@ def test_noise_of_beta_is_shared_by_the_minibatch() -> None:
     assert torch.equal(phi, phi[:1].expand(6, 4))
     assert not torch.equal(phi, dependence.phi(torch.randn(6, 4), training=True))
     assert torch.equal(dependence.phi(torch.randn(6, 4), training=False), torch.full((6, 4), 0.5))
+
+
+@pytest.mark.parametrize(("eta", "least", "most"), [(ETA, 0.2, 0.4), (10.0, 0.0, 0.0)])
+def test_the_start_leaves_gates_a_gradient(eta: float, least: float, most: float) -> None:
+    """For a quarter of the images φ lies between the ends of its clip at first; at η = 10, as the TensorFlow code has
+    it, for none, and the data say nothing to the gates."""
+    dependence = Dependence(2000, 0.1, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        dependence.eta.fill_(eta)
+    dependence.phi(
+        torch.randn(64, 2000, generator=torch.Generator().manual_seed(1)), training=True
+    ).sum().backward()
+    assert dependence.eta.grad is not None
+    assert least <= dependence.eta.grad.mean().item() / 64 <= most
 
 
 def test_statistic_is_the_mean_over_places_and_passes_no_gradient() -> None:

@@ -93,14 +93,6 @@ def test_the_start_on_lenet5_has_474_weights(make_context: MakeContext) -> None:
     assert round(100 * (1 - 474 / 430_500), 2) == 99.89
 
 
-@pytest.mark.parametrize(("units", "pruned"), [((20, 25, 45, 462), 91.08), ((9, 18, 65, 25), 98.57)])
-def test_the_published_prune_rates(units: tuple[int, int, int, int], pruned: float) -> None:
-    """Their third number is inputs of fc1, which the suite ties to channels; the metric itself."""
-    conv1, conv2, inputs, fc1 = units
-    left = 25 * conv1 + 25 * conv1 * conv2 + inputs * fc1 + 10 * fc1
-    assert round(100 * (1 - left / 430_500), 2) == pruned
-
-
 def test_the_price_of_a_unit_on_lenet5() -> None:
     """The figures that the docstring of the penalty compares with the released settings."""
     sites = find_sites(networks.build("lenet5", (1, 28, 28), 10), torch.zeros(1, 1, 28, 28))
