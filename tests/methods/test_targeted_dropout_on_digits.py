@@ -63,12 +63,18 @@ def pruned_accuracy(
 def test_units_survive_better_than_without_the_noise(
     make_context: Callable[..., StepContext], train: Callable[..., None]
 ) -> None:
+    """Than those of the smallest norm of a plain training do, or any; nothing is fine-tuned."""
+
     def mean(name: str, **config: float) -> Tensor:
         runs = [accuracies(name, config, seed, make_context, train) for seed in SEEDS]
         return torch.tensor(runs).mean(dim=0)
 
-    targeted = mean("targeted-dropout")
-    plain = mean("magnitude", finetune=0)
-    print(f"\nunits removed {STRENGTHS}: targeted dropout {targeted.tolist()}, magnitude {plain.tolist()}")
-    assert (targeted > 0.93).all()
+    targeted, dense = mean("targeted-dropout"), mean("dense")
+    plain, at_random = mean("magnitude", finetune=0), mean("random", finetune=0)
+    print(
+        f"\nunits removed {STRENGTHS}: targeted dropout {targeted.tolist()}, magnitude {plain.tolist()}, "
+        f"random {at_random.tolist()}, dense {dense.tolist()}"
+    )
+    assert (targeted > dense - 0.05).all()
     assert (targeted - plain > 0.03).all()
+    assert (targeted - at_random > 0.1).all()
