@@ -27,9 +27,9 @@ step would diverge; elsewhere moves are far smaller. No less than η_s·λ, or s
 class Sensitivities:
     """The gates of all sites that can take one, as hooks; the network keeps its own modules and parameters.
 
-    sites: those with gates. Sites on a residual stream or a concatenation have none: their readers see the units of
-    several branches. values: site → s, (size,), leaves that collect gradients. prices: site → what a unit costs in the
-    penalty, 1 on average over all units: all alike, or (`by_parameters`) as the parameters that it has.
+    sites: those with gates. values: site → s, (size,), leaves that collect gradients. prices: site → what its units cost
+    in the penalty, 1 on average over all units: all alike, or (`by_parameters`) as the parameters that a unit has. Sites on a residual stream or a
+    concatenation have none: their readers see the units of several branches.
     """
 
     def __init__(self, network: nn.Module, sites: Sequence[Site], by_parameters: bool = False) -> None:

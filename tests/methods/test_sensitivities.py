@@ -173,21 +173,3 @@ def test_frozen_steps_leave_zeros_alone(mlp: tuple[nn.Module, list[Site]]) -> No
     gates.step_frozen(0.1)
     assert torch.equal(gates.values["0"] == 0, before == 0)
     assert (gates.values["0"] != before)[1::2].any()
-
-
-def test_units_may_be_priced_by_their_parameters(mlp: tuple[nn.Module, list[Site]]) -> None:
-    """One step from s = 1 without a loss shrinks by η_s·λ times the price, whose mean over units is 1."""
-    network, sites = mlp
-    plain, priced = Sensitivities(network, sites), Sensitivities(network, sites, by_parameters=True)
-    plain.step(1.0, 0.25)
-    priced.step(1.0, 0.25)
-    first, second = (site.parameters_per_unit for site in sites)
-    shrunk = {name: 1 - float(s[0]) for name, s in priced.values.items()}
-    assert all(float(s[0]) == 0.75 for s in plain.values.values())
-    assert shrunk["0"] / shrunk["2"] == pytest.approx(first / second, rel=1e-5)
-    units = sum(site.size for site in sites)
-    mean = sum(site.size * shrunk[site.name] for site in sites) / units
-    assert mean == pytest.approx(0.25, rel=1e-5)
-    assert priced.penalty() == pytest.approx(
-        sum(priced.prices[site.name] * site.size * (1 - shrunk[site.name]) for site in sites), rel=1e-6
-    )
