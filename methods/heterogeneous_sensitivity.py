@@ -73,8 +73,7 @@ CURVE_BUDGET = 0.4
 
 
 class HeterogeneousSensitivityConfig(Config):
-    """warmup: fraction of the budget without λ. ratchet: see the module. curve_points: K. price: what a unit
-    costs in the penalty: all the same (the paper), or its parameters."""
+    """warmup: fraction of the budget without λ. ratchet: see the module. curve_points: K."""
 
     selection: Literal["ratchet", "l-curve"] = "ratchet"
     finetune: float = Field(default=0.0, ge=0, lt=0.9)
@@ -83,7 +82,6 @@ class HeterogeneousSensitivityConfig(Config):
     weight_decay: float = Field(default=5e-4, gt=0)
     ratchet: float = Field(default=0.5, gt=0, le=1)
     curve_points: int = Field(default=8, ge=8)
-    price: Literal["unit", "parameters"] = "unit"
 
 
 class HeterogeneousSensitivity(Method):
@@ -127,9 +125,7 @@ class HeterogeneousSensitivity(Method):
         super().attach(network, sites, context)
         assert context.strength is not None
         self.epsilon = context.strength
-        self.gates = Sensitivities(
-            network, sites if self.epsilon else [], by_parameters=self.config.price == "parameters"
-        )
+        self.gates = Sensitivities(network, sites if self.epsilon else [])
         self._frozen_scales = [
             scale
             for site in self.gates.sites

@@ -27,15 +27,13 @@ step would diverge; elsewhere moves are far smaller. No less than η_s·λ, or s
 class Sensitivities:
     """The gates of all sites that can take one, as hooks; the network keeps its own modules and parameters.
 
-    sites: those with gates. values: site → s, (size,), leaves that collect gradients. prices: site → what its units cost
-    in the penalty, 1 on average over all units: all alike, or (`by_parameters`) as the parameters that a unit has. Sites on a residual stream or a
+    sites: those with gates. values: site → s, (size,), leaves that collect gradients. Sites on a residual stream or a
     concatenation have none: their readers see the units of several branches.
     """
 
-    def __init__(self, network: nn.Module, sites: Sequence[Site], by_parameters: bool = False) -> None:
+    def __init__(self, network: nn.Module, sites: Sequence[Site]) -> None:
         self.network = network
         self.sites = [site for site in sites if takes_gate(network, site)]
-        self.prices = _prices(self.sites, by_parameters)
         self.values: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         for site in self.sites:
@@ -56,12 +54,12 @@ class Sensitivities:
         return sum(int(s.count_nonzero()) for s in self.values.values())
 
     def penalty(self) -> float:
-        """P(s) = Σ ‖s‖₁, each site at its price."""
-        return sum(self.prices[name] * float(s.detach().abs().sum()) for name, s in self.values.items())
+        """P(s) = Σ ‖s‖₁."""
+        return sum(float(s.detach().abs().sum()) for s in self.values.values())
 
     @torch.no_grad()
     def step(self, rate: float, multiplier: Tensor | float) -> None:
-        """s ← prox of η_s·λ·P at s − η_s·∇E; the gradients are taken up and cleared.
+        """s ← prox of η_s·λ·‖·‖₁ at s − η_s·∇E; the gradients are taken up and cleared.
 
         rate: η_s. multiplier: λ. A site whose units would all go keeps the one of the largest |s|·‖w‖ without
         shrinkage, so that no layer dies.
@@ -70,7 +68,7 @@ class Sensitivities:
         for name, s in self.values.items():
             moved[name] = s if s.grad is None else s - _move(rate, s.grad)
             s.grad = None
-        shrunk = {name: soft_threshold(v, rate * multiplier * self.prices[name]) for name, v in moved.items()}
+        shrunk = {name: soft_threshold(v, rate * multiplier) for name, v in moved.items()}
         alive = torch.stack([s.any() for s in shrunk.values()]).tolist()
         for site, lives in zip(self.sites, alive, strict=True):
             s = shrunk[site.name]
@@ -139,13 +137,6 @@ def _width(layer: nn.Module) -> int:
     width = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     assert isinstance(width, int)
     return width
-
-
-def _prices(sites: Sequence[Site], by_parameters: bool) -> dict[str, float]:
-    raw = {site.name: site.parameters_per_unit if by_parameters else 1.0 for site in sites}
-    total = sum(raw[site.name] * site.size for site in sites)
-    units = sum(site.size for site in sites)
-    return {name: price * units / total for name, price in raw.items()}
 
 
 def takes_gate(network: nn.Module, site: Site) -> bool:
