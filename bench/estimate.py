@@ -11,10 +11,10 @@ from collections.abc import Collection, Iterable
 from bench.cells import Cell
 
 STEP_SECONDS = 0.0006
-TRAINING_RATE = 8e9
+TRAINING_RATE = 50e9
 """Multiply-accumulates a second in a training step, whose two directions count as three forward passes."""
 POINT_SECONDS = 0.1
-EVALUATION_RATE = 20e9
+EVALUATION_RATE = 25e9
 """The same of a network that is only evaluated, on large batches."""
 
 
