@@ -125,7 +125,7 @@ def test_interrupted_and_started_again_equals_the_straight_run(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(records_so_far(results)) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, blow)
