@@ -21,6 +21,8 @@ Deviations beyond those of `methods/arm.py` and `methods/l0_penalty.py`, with re
 - A channel before a flattening is grown whole; the code grows one of its 16 features.
 - In `expand` the network has no weight decay: it wears down the weights of units that hibernate, and Adam, which
   divides it by its own size, has them at zero within tens of steps. The code weighs its L2 term by π.
+- A start of three units may be dead: no unit of a layer is ever positive, nothing learns, nothing grows, and the run is
+  recorded as collapsed. LeNet-5 began so for one seed of the five that were looked at.
 - Strength 0 keeps the whole network, also in `expand`; growth without a price is a strength next to 0.
 """
 

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 QUESTION = ["dataset", "network", "label"]
 """What a row of a table is about, next to its strength, once labels are distinct."""
 
+WORKLOAD = ["dataset", "dataset_fingerprint", "network", "protocol_version", "recipe"]
+"""What the dense network has to share with a row, for the two to be compared."""
+
 _VARIANT = ["method", "dataset_fingerprint", "protocol_version", "recipe", "config"]
 
 

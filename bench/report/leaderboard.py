@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 from bench.records.files import write_atomically
 from bench.records.frame import RATIOS
 from bench.report.columns import batches, shown_columns
-from bench.report.groups import QUESTION, distinct_labels
+from bench.report.groups import QUESTION, WORKLOAD, distinct_labels
 from bench.report.sidecar import write_sidecar
 from bench.statistics.intervals import paired_difference, t_interval
 
 if TYPE_CHECKING:
     import pandas
-
-_WORKLOAD = ["dataset", "dataset_fingerprint", "network", "protocol_version", "recipe"]
 
 
 def leaderboard(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -89,7 +87,7 @@ def _row(
         int(seed): float(value) for seed, value in zip(done["seed"], done["test_accuracy"], strict=True)
     }
     interval = t_interval(accuracy.values())
-    dense = reference.get(tuple(first[_WORKLOAD]), {})
+    dense = reference.get(tuple(first[WORKLOAD]), {})
     delta = paired_difference(accuracy, {} if first["method"] == "dense" else dense)
     kinds = Counter(group.loc[group["status"] == "failed", "failure"].astype("object"))
     failed = sum(kinds.values())
@@ -127,7 +125,7 @@ def _dense_accuracy(frame: pandas.DataFrame) -> dict[tuple[Any, ...], dict[int, 
     )
     found: dict[tuple[Any, ...], dict[int, float]] = {}
     for row in dense.to_dict("records"):
-        seeds = found.setdefault(tuple(row[name] for name in _WORKLOAD), {})
+        seeds = found.setdefault(tuple(row[name] for name in WORKLOAD), {})
         seeds.setdefault(int(row["seed"]), float(row["test_accuracy"]))
     return found
 

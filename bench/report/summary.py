@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bench.report.groups import QUESTION, distinct_labels
+from bench.report.groups import QUESTION, WORKLOAD, distinct_labels
 
 if TYPE_CHECKING:
     import pandas
 
 ALLOWANCE = 0.01
 """How much validation accuracy below the dense network is still as good."""
-
-_WORKLOAD = ["dataset", "dataset_fingerprint", "network", "protocol_version", "recipe"]
 
 
 def cheapest_points(frame: pandas.DataFrame, allowance: float = ALLOWANCE) -> pandas.DataFrame:
@@ -27,7 +25,7 @@ def cheapest_points(frame: pandas.DataFrame, allowance: float = ALLOWANCE) -> pa
 
     frame = distinct_labels(frame)
     chosen = []
-    for _, workload in frame.groupby(_WORKLOAD, sort=False, dropna=False):
+    for _, workload in frame.groupby(WORKLOAD, sort=False, dropna=False):
         dense = workload[(workload["method"] == "dense") & (workload["status"] == "done")]
         reference = float(dense["validation_accuracy"].mean()) if len(dense) else float("nan")
         chosen += [

@@ -27,6 +27,7 @@ import methods
 from bench import networks
 from bench.compaction import Architecture, apply_architecture, find_sites
 from bench.device import place
+from bench.execute.pool import KEEP_FREED_MEMORY
 from bench.measure.blocks import PairedSamples, interleave
 from bench.measure.protocol import LatencyProtocol
 from bench.measure.spread import speedup
@@ -38,8 +39,6 @@ SHAPE, CLASSES, BATCH, BATCHES = (1, 28, 28), 10, 128, 4
 STEPS_PER_EPOCH, EPOCHS, TRAIN_SIZE = 422, 100, 54_000
 RECIPE = Recipe(epochs=EPOCHS, batch_size=BATCH, optimizer="sgd", learning_rate=1e-3, weight_decay=5e-4)
 """A small rate: on random images a larger one would soon bring infinities, which have a speed of their own."""
-
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 PENALTY, ARM, OTHER = 1.15, 1.6, 1.1
 """Bounds of the ratio: of penalties and gates, of two forward passes, of what does next to nothing in a step."""
@@ -174,8 +173,8 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", help="only these methods")
     parser.add_argument("--blocks", type=int, default=12)
     options = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in KEEP_MEMORY.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+    if any(os.environ.get(name) != value for name, value in KEEP_FREED_MEMORY.items()):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_FREED_MEMORY})
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     batches = random_batches()
