@@ -72,7 +72,13 @@ _NAMES = [
 ]
 
 _MEANS = (
-    *("parameters", "macs", "nonzero", "step_ms", "layers", "dense_layers", "active_layers"),
+    "parameters",
+    "macs",
+    "nonzero",
+    "step_ms",
+    "layers",
+    "dense_layers",
+    "active_layers",
     "expected_macs",
 )
 _DYNAMIC = ["expected_macs", "speedup_gather_b1"]
