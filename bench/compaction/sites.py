@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction.graph import Graph, Step, build_graph, plain_copy
+from bench.compaction.operations import HOMOGENEOUS
 from bench.errors import nearest
 from methods.base import Site, SparsityPlan
 
@@ -50,15 +51,30 @@ def norm_after(graph: Graph, step: Step) -> Step | None:
             return None
 
 
+def outlet(graph: Graph, end: Step) -> Step:
+    """The last pooling module after `end` that nothing but homogeneous modules, each called once, lies before and
+    nobody else reads from; `end` itself where there is none."""
+    found, step = end, end
+    while len(readers := graph.readers.get(step, [])) == 1:
+        step = readers[0]
+        if type(step.module) not in HOMOGENEOUS or graph.step_of(step.layer) is not step:
+            break
+        if step.operation.kind == "pool":
+            found = step
+    return found
+
+
 def _space(graph: Graph, producers: list[Step]) -> Space:
     units = producers[0].units
     member = torch.zeros(len(graph.pinned), dtype=torch.bool)
     member[units] = True
-    norms, ends = [], []
+    norms, ends, outlets = [], [], []
     for producer in producers:
         norm = norm_after(graph, producer)
         norms += [norm.layer] if norm else []
-        ends.append(norm.layer if norm else producer.layer)
+        end = norm or producer
+        ends.append(end.layer)
+        outlets.append(outlet(graph, end).layer)
     readers = [
         step
         for step in graph.producers()
@@ -78,6 +94,7 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
         readers=tuple(step.layer for step in readers),
         parameters_per_unit=parameters / len(units),
         macs_per_unit=macs / len(units),
+        outlets=tuple(outlets),
     )
     return Space(site, units)
 

@@ -16,12 +16,13 @@ from bench.data.split import Dataset
 from bench.device import place
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
+from bench.training.thinning import Removed
 from methods.base import Method, Phase, Site, StepContext
 
 
 @dataclass
 class Subject:
-    """thinned: what of the full network it was built with, where the method asked for less."""
+    """thinned: what of the full network it was built with, or trained on with, where the method asked for less."""
 
     network: nn.Module
     sites: list[Site]
@@ -47,6 +48,16 @@ class Subject:
         torch.manual_seed(stream(cell.seed, "init"))
         initialise(thin)
         return cls(thin, find_sites(thin, example), method, thinned)
+
+    def without(self, removed: Removed) -> None:
+        """Note what the training has taken away for good."""
+        if removed:
+            full = {} if self.thinned is None else self.thinned.kept
+            kept = {
+                s: [full[s][unit] for unit in units] if s in full else units for s, units in removed.items()
+            }
+            changes = () if self.thinned is None else self.thinned.layer_changes
+            self.thinned = Architecture(kept={**full, **kept}, layer_changes=changes)
 
     def of_full_network(self, compacted: Compacted) -> Compacted:
         """The same compact network, its architecture told in units of the full one."""
