@@ -74,7 +74,8 @@ class Site:
     the producer): a gate multiplies there, on dim 1. readers: the layers that read the units.
     parameters_per_unit, macs_per_unit: what one unit costs in its producers and readers, all else kept.
     outlets: of each end, the pooling that follows it through nothing but ReLU and its like, or the end itself: where
-    a multiplier that is not negative does the same on smaller maps. Empty means the ends.
+    a multiplier that is not negative does the same on smaller maps. Empty means the ends. scale_free: every reader is
+    normalised and what lies before it keeps factors, so that one positive factor on all units changes nothing.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Site:
     parameters_per_unit: float
     macs_per_unit: float
     outlets: tuple[str, ...] = ()
+    scale_free: bool = False
 
 
 @dataclass(frozen=True)

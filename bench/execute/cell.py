@@ -169,11 +169,11 @@ class CellRun:
         subject = Subject.of(self.cell, self.dataset, self.example)
         context = resting_context(self.recipe, self.device, self.cell.strength, self.dataset)
         subject.method.attach(subject.network, subject.sites, context)
-        if kept := masks_of(state["removed"], subject.sites):
+        if kept := masks_of(state.get("removed", {}), subject.sites):
             subject.sites = take_away(subject.network, subject.method, subject.sites, kept, self.example)
         load_trained(subject.network, subject.method, state)
         subject.method.detach()
-        subject.without(state["removed"])
+        subject.without(state.get("removed", {}))
         return subject
 
     def _loop(self, subject: Subject, checkpoint: Path) -> Loop:

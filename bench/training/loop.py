@@ -239,7 +239,7 @@ class Loop:
         state = None if self.checkpoint is None else read_state(self.checkpoint)
         if state is None or "position" not in state:
             return None
-        self._take_away(masks_of(state["removed"], self.sites))
+        self._take_away(masks_of(state.get("removed", {}), self.sites))
         load_trained(self.network, self.method, state)
         position = state["position"]
         self.progress = Progress(**position["progress"])
