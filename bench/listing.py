@@ -48,7 +48,7 @@ def _methods() -> list[dict[str, Any]]:
     return entries
 
 
-SIZES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10)}
+SIZES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10)}
 """The data sets that `bench list networks` sizes the networks by."""
 
 
@@ -61,11 +61,11 @@ def _networks() -> list[dict[str, Any]]:
         counts: dict[str, int | None] = {}
         for dataset, (shape, classes) in SIZES.items():
             try:
-                counts[dataset] = parameters(networks.build(name, shape, classes))
+                counts[dataset] = parameters(networks.outline(name, shape, classes))
             except BadInput:
                 counts[dataset] = None
         says = ", ".join(
-            f"{count:,} on {dataset}" if count is not None else f"too large for {dataset}"
+            f"{count:,} on {dataset}" if count is not None else f"not for {dataset}"
             for dataset, count in counts.items()
         )
         entries.append({"name": name, "says": f"parameters: {says}", "parameters": counts})

@@ -4,6 +4,6 @@ Each file has `NETWORKS`, name → factory, a function from (input_shape, classe
 torch.fx can trace. A file dropped here is found.
 """
 
-from bench.networks._build import available, build
+from bench.networks._build import available, build, outline
 
-__all__ = ["available", "build"]
+__all__ = ["available", "build", "outline"]

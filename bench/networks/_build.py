@@ -30,6 +30,19 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
     name: one of `available()`, or `package.module:factory` for one of the user's own (modules of the working
     directory included). Raises BadInput where there is no such network or it does not fit the images.
     """
+    network = _made(name, input_shape, classes)
+    _check_output(name, network, input_shape, classes)
+    return network.train()
+
+
+def outline(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The layers of a network and their shapes, without weights (on torch's meta device) and without a trial run: for
+    counting. Raises BadInput as `build` does."""
+    with torch.device("meta"):
+        return _made(name, input_shape, classes)
+
+
+def _made(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     factory = _imported(name) if ":" in name else _factories().get(name)
     if factory is None:
         raise BadInput(f"unknown network {name!r}{nearest(name, available())}; or package.module:factory")
@@ -45,8 +58,7 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
         raise BadInput(
             f"network {name!r}: the factory gives a {type(network).__name__}, not a torch.nn.Module"
         )
-    _check_output(name, network, input_shape, classes)
-    return network.train()
+    return network
 
 
 @functools.cache

@@ -47,8 +47,9 @@ def test_lists_that_a_program_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert magnitude["settings"]["finetune"] == 0.25
     assert main(["list", "networks", "--json"]) == 0
     networks = {entry["name"]: entry["parameters"] for entry in json.loads(capsys.readouterr().out)}
-    assert networks["mlp-300-100"] == {"digits": 50_610, "mnist": 266_610}
-    assert networks["lenet5"] == {"digits": None, "mnist": 431_080}
+    assert networks["mlp-300-100"] == {"digits": 50_610, "mnist": 266_610, "cifar10": 953_010}
+    assert networks["lenet5"] == {"digits": None, "mnist": 431_080, "cifar10": 657_080}
+    assert networks["vgg16"] == {"digits": None, "mnist": None, "cifar10": 14_991_946}
     for what in ("networks", "datasets", "suites"):
         assert main(["list", what]) == 0
     assert "266,610 on mnist" in capsys.readouterr().out
