@@ -69,7 +69,12 @@ def _networks() -> list[dict[str, Any]]:
             for dataset, count in counts.items()
         )
         entries.append({"name": name, "says": f"parameters: {says}", "parameters": counts})
-    return entries
+    others = {
+        "torchvision:<model>": "any of torchvision's classification models, such as torchvision:resnet50; with "
+        "@DEFAULT behind it, training starts from its pretrained weights",
+        "<package.module:factory>": "one of your own: a function (input_shape, classes) → torch.nn.Module",
+    }
+    return [*entries, *({"name": name, "says": says, "parameters": {}} for name, says in others.items())]
 
 
 def _datasets() -> list[dict[str, Any]]:

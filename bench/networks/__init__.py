@@ -5,5 +5,6 @@ torch.fx can trace. A file dropped here is found.
 """
 
 from bench.networks._build import available, build, outline
+from bench.networks._start import checkpoint_digest, load_start
 
-__all__ = ["available", "build", "outline"]
+__all__ = ["available", "build", "checkpoint_digest", "load_start", "outline"]
