@@ -11,6 +11,9 @@ from bench.errors import BadInput
 
 def print_list(what: str, as_json: bool) -> None:
     """A line for each entry, or a JSON list of objects."""
+    if what == "matrix":
+        _print_matrix(as_json)
+        return
     entries = {"methods": _methods, "networks": _networks, "datasets": _datasets, "suites": _suites}[what]()
     if as_json:
         print(json.dumps(entries, indent=1))
@@ -18,6 +21,18 @@ def print_list(what: str, as_json: bool) -> None:
     width = max(len(entry["name"]) for entry in entries)
     for entry in entries:
         print(f"{entry['name']:<{width}}  {entry['says']}".rstrip())
+
+
+def _print_matrix(as_json: bool) -> None:
+    import dataclasses
+
+    from bench import matrix, networks
+
+    table = matrix.rows(networks.available())
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in table], indent=1))
+    else:
+        print(matrix.as_markdown(table), end="")
 
 
 def _methods() -> list[dict[str, Any]]:
