@@ -46,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    listing = _command(commands, "list", "methods, networks, data sets or suites", _list)
-    listing.add_argument("what", choices=["methods", "networks", "datasets", "suites"])
+    listing = _command(commands, "list", "methods, networks, data sets, suites, or what runs where", _list)
+    listing.add_argument("what", choices=["methods", "networks", "datasets", "suites", "matrix"])
     _json(listing)
 
     for name, says, command in (

@@ -67,7 +67,13 @@ def control_suite(points: Sequence[PointRecord], same_compute: bool = False) -> 
         title=f"Controls of {len(points)} point{'s' * (len(points) > 1)} of {first.suite}",
         seeds=(first.seed,),
         workloads=(
-            WorkloadEntry(dataset=first.workload.dataset, network=first.workload.network, recipe=recipe),
+            WorkloadEntry(
+                dataset=first.workload.dataset,
+                network=first.workload.network,
+                start=first.workload.start.path if first.workload.start else None,
+                streams=first.workload.streams,
+                recipe=recipe,
+            ),
         ),
         methods=tuple(entries),
     )
@@ -92,7 +98,7 @@ def as_toml(suite: Suite) -> str:
     lines = [f"title = {_toml(suite.title)}", f"seeds = {_toml(suite.seeds)}"]
     lines += ["", "[measure]", f"latency = {_toml(suite.measure.latency)}"]
     for workload in suite.workloads:
-        lines += ["", "[[workloads]]", *_pairs(workload.model_dump(mode="json"))]
+        lines += ["", "[[workloads]]", *_pairs(workload.model_dump(mode="json", exclude_none=True))]
     for entry in suite.methods:
         lines += ["", "[[methods]]", *_pairs(entry.model_dump(mode="json", exclude_none=True))]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,9 @@ from bench.errors import BadInput
 
 def print_list(what: str, as_json: bool) -> None:
     """A line for each entry, or a JSON list of objects."""
+    if what == "matrix":
+        _print_matrix(as_json)
+        return
     entries = {"methods": _methods, "networks": _networks, "datasets": _datasets, "suites": _suites}[what]()
     if as_json:
         print(json.dumps(entries, indent=1))
@@ -18,6 +21,18 @@ def print_list(what: str, as_json: bool) -> None:
     width = max(len(entry["name"]) for entry in entries)
     for entry in entries:
         print(f"{entry['name']:<{width}}  {entry['says']}".rstrip())
+
+
+def _print_matrix(as_json: bool) -> None:
+    import dataclasses
+
+    from bench import matrix, networks
+
+    table = matrix.rows(networks.available())
+    if as_json:
+        print(json.dumps([dataclasses.asdict(row) for row in table], indent=1))
+    else:
+        print(matrix.as_markdown(table), end="")
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -48,7 +63,7 @@ def _methods() -> list[dict[str, Any]]:
     return entries
 
 
-SIZES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10)}
+SIZES = {"digits": ((1, 8, 8), 10), "mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10)}
 """The data sets that `bench list networks` sizes the networks by."""
 
 
@@ -61,15 +76,20 @@ def _networks() -> list[dict[str, Any]]:
         counts: dict[str, int | None] = {}
         for dataset, (shape, classes) in SIZES.items():
             try:
-                counts[dataset] = parameters(networks.build(name, shape, classes))
+                counts[dataset] = parameters(networks.outline(name, shape, classes))
             except BadInput:
                 counts[dataset] = None
         says = ", ".join(
-            f"{count:,} on {dataset}" if count is not None else f"too large for {dataset}"
+            f"{count:,} on {dataset}" if count is not None else f"not for {dataset}"
             for dataset, count in counts.items()
         )
         entries.append({"name": name, "says": f"parameters: {says}", "parameters": counts})
-    return entries
+    others = {
+        "torchvision:<model>": "any of torchvision's classification models, such as torchvision:resnet50; with "
+        "@DEFAULT behind it, training starts from its pretrained weights",
+        "<package.module:factory>": "one of your own: a function (input_shape, classes) → torch.nn.Module",
+    }
+    return [*entries, *({"name": name, "says": says, "parameters": {}} for name, says in others.items())]
 
 
 def _datasets() -> list[dict[str, Any]]:

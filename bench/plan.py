@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import methods
 from bench import data, networks
 from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
-from bench.compaction import find_sites
+from bench.compaction import find_sites, offered_sites
 from bench.device import resolve
 from bench.errors import BadInput, nearest
 from bench.filters import Filters
@@ -26,7 +27,7 @@ from bench.folder import in_one_line
 from bench.measure.macs import count_macs
 from bench.measure.presets import estimated_seconds, planned_id
 from bench.records.ids import digest, point_id, train_id
-from bench.records.schema import MethodSettings, Workload
+from bench.records.schema import MethodSettings, Start, Workload
 from bench.suite import Suite, WorkloadEntry, matching_workloads
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
@@ -108,19 +109,43 @@ class _Subject:
         with _named(f"{where}.network"):
             network = networks.build(entry.network, dataset.input_shape, dataset.classes)
             example = torch.zeros(1, *dataset.input_shape)
-            sites = find_sites(network, example)
-            if not sites:
-                raise BadInput(f"network {entry.network!r}: nothing in it can be removed (no prunable site)")
+            sites = _sites(entry, network, example)
+        with _named(f"{where}.{'start' if entry.start else 'network'}"):
+            start = _start(entry, network)
         workload = Workload(
             dataset=entry.dataset,
             dataset_fingerprint=dataset.fingerprint,
             network=entry.network,
             recipe=entry.recipe.model_dump(mode="json"),
+            start=start,
+            streams=entry.streams,
         )
         # Compact network and reference: the scores on both splits, and the same top-1 on test.
         scored = 2 * len(dataset.validation) + 4 * dataset.test_size
         macs = count_macs(network, example)
         return cls(where, entry, workload, network, sites, len(dataset.train), scored, macs)
+
+
+def _sites(entry: WorkloadEntry, network: torch.nn.Module, example: Tensor) -> list[Site]:
+    """Those that the methods are offered. Raises BadInput where there is none."""
+    with _named(f"network {entry.network!r}"):
+        found = find_sites(network, example)
+    offered = offered_sites(found, entry.streams)
+    if not found:
+        raise BadInput(f"network {entry.network!r}: nothing in it can be removed (no prunable site)")
+    if not offered:
+        raise BadInput(
+            f"network {entry.network!r}: only units of residual streams or concatenations can be removed from it, "
+            "which `streams = true` in the workload offers"
+        )
+    return offered
+
+
+def _start(entry: WorkloadEntry, network: torch.nn.Module) -> Start | None:
+    """What training starts from, tried on `network`. Raises BadInput where it does not fit."""
+    path = None if entry.start is None else Path(entry.start)
+    networks.load_start(network, entry.network, path)
+    return None if path is None else Start(path=str(entry.start), sha256=networks.checkpoint_digest(path))
 
 
 @contextmanager
@@ -198,6 +223,7 @@ def identify(
         config_defaults=config_defaults(kind),
         strength=strength,
         seed=seed,
+        beside_recipe=workload.beside_recipe(),
     )
 
 
@@ -210,8 +236,10 @@ def _pretraining(subject: _Subject, method: Method, seed: int) -> Pretraining | 
         raise BadInput(f"{subject.where}.recipe.epochs: {method.name}: {error}") from None
     if not first.phase.shared:
         return None
+    workload = subject.workload
+    start = {"start": workload.start.sha256} if workload.start else {}
     payload = {
-        "workload": subject.workload.model_dump(mode="json"),
+        "workload": workload.model_dump(mode="json", exclude={"start", "streams"}) | start,
         "epochs": first.epochs,
         "rate_scale": first.phase.learning_rate_scale,
     }

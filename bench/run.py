@@ -107,8 +107,11 @@ def _make_plan(suite: suites.Suite, filters: Filters, options: RunOptions) -> Pl
 
 def _request(name_or_path: str, suite: suites.Suite, filters: Filters, options: RunOptions) -> str:
     stamps = [shortcut.data_stamp(workload.dataset, options.data_root) for workload in suite.workloads]
-    files = [suites.find(name_or_path), *(Path(file) for file in filters.files if Path(file).is_file())]
-    return shortcut.request_digest([filters, options.device, options.data_root, *stamps], files)
+    starts = [workload.start for workload in suite.workloads if workload.start]
+    files = [Path(file) for file in (*filters.files, *starts) if Path(file).is_file()]
+    return shortcut.request_digest(
+        [filters, options.device, options.data_root, *stamps], [suites.find(name_or_path), *files]
+    )
 
 
 def _already_done(suite: suites.Suite, store: Store, request: str, console: Console) -> int | None:

@@ -112,7 +112,7 @@ class CellRun:
         """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
         try:
             self.open_data()
-            subject = Subject.of(self.cell, self.dataset, self.example)
+            subject = self._fresh()
             planned = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)[0]
             self._load_pretrained(subject.network, planned)
         except Exception:
@@ -143,7 +143,7 @@ class CellRun:
         path = layout.trained(self.results, self.cell.train_id)
         if self.store.status("train", self.cell.train_id) == "done" and (trained := self.reload()):
             return trained
-        subject = Subject.of(self.cell, self.dataset, self.example)
+        subject = self._fresh()
         initial = parameter_hash(subject.network)
         phases = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)
         shared = None
@@ -159,6 +159,12 @@ class CellRun:
         subject.without(loop.removed)
         record = self.outcome.train("done", time.perf_counter() - began, progress, initial, shared)
         self.store.write(record)
+        return subject
+
+    def _fresh(self) -> Subject:
+        """As training finds it."""
+        subject = Subject.of(self.cell, self.dataset, self.example)
+        subject.load_start(self.cell.workload)
         return subject
 
     def reload(self) -> Subject | None:

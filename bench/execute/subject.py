@@ -11,9 +11,17 @@ from torch import Tensor, nn
 import methods
 from bench import networks
 from bench.cells import Cell
-from bench.compaction import Architecture, Compacted, LayerChange, apply_architecture, find_sites
+from bench.compaction import (
+    Architecture,
+    Compacted,
+    LayerChange,
+    apply_architecture,
+    find_sites,
+    offered_sites,
+)
 from bench.data.split import Dataset
 from bench.device import place
+from bench.records.schema import Workload
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
 from bench.training.thinning import Removed
@@ -22,7 +30,8 @@ from methods.base import Method, Phase, Site, StepContext
 
 @dataclass
 class Subject:
-    """thinned: what of the full network it was built with, or trained on with, where the method asked for less."""
+    """sites: those that the method is offered. thinned: what of the full network it was built with, or trained on with,
+    where the method asked for less."""
 
     network: nn.Module
     sites: list[Site]
@@ -35,7 +44,8 @@ class Subject:
         torch.manual_seed(stream(cell.seed, "init"))
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
         network = place(network, example.device)
-        sites = find_sites(network, example)
+        streams = cell.workload.streams
+        sites = offered_sites(find_sites(network, example), streams)
         method = create_method(cell)
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
         if shape is None:
@@ -47,7 +57,15 @@ class Subject:
         thin = place(apply_architecture(network, thinned, example), example.device)
         torch.manual_seed(stream(cell.seed, "init"))
         initialise(thin)
-        return cls(thin, find_sites(thin, example), method, thinned)
+        return cls(thin, offered_sites(find_sites(thin, example), streams), method, thinned)
+
+    def load_start(self, workload: Workload) -> None:
+        """What training starts from. A shape of the method's own starts afresh: it is there to show what it learns
+        without these weights. Raises BadInput where the weights cannot be had or do not fit."""
+        if self.thinned is None:
+            start = workload.start
+            path, sha256 = (Path(start.path), start.sha256) if start else (None, "")
+            networks.load_start(self.network, workload.network, path, sha256)
 
     def without(self, removed: Removed) -> None:
         """Note what the training has taken away for good."""

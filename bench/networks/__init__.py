@@ -4,6 +4,7 @@ Each file has `NETWORKS`, name → factory, a function from (input_shape, classe
 torch.fx can trace. A file dropped here is found.
 """
 
-from bench.networks._build import available, build
+from bench.networks._build import available, build, outline
+from bench.networks._start import checkpoint_digest, load_start
 
-__all__ = ["available", "build"]
+__all__ = ["available", "build", "checkpoint_digest", "load_start", "outline"]

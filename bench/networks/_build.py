@@ -13,6 +13,7 @@ from torch import nn
 
 from bench.errors import BadInput, nearest
 from bench.folder import collect, in_one_line
+from bench.networks._torchvision import PREFIX, build_model
 
 Factory = Callable[[tuple[int, int, int], int], nn.Module]
 """(input_shape (C, H, W), classes) → network: float (N, C, H, W) → logits (N, classes)."""
@@ -27,12 +28,24 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
     """A fresh network in training mode, on the CPU, initialised from torch's global generator: the caller
     seeds that.
 
-    name: one of `available()`, or `package.module:factory` for one of the user's own (modules of the working
-    directory included). Raises BadInput where there is no such network or it does not fit the images.
+    name: one of `available()`, `torchvision:MODEL` for one of torchvision's, or `package.module:factory` for one of the
+    user's own (modules of the working directory included). Raises BadInput where there is no such network or it does
+    not fit the images. Nothing is downloaded: the weights of `torchvision:MODEL@WEIGHTS` are a matter of `load_start`.
     """
-    factory = _imported(name) if ":" in name else _factories().get(name)
-    if factory is None:
-        raise BadInput(f"unknown network {name!r}{nearest(name, available())}; or package.module:factory")
+    network = _made(name, input_shape, classes)
+    _check_output(name, network, input_shape, classes)
+    return network.train()
+
+
+def outline(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The layers of a network and their shapes, without weights (on torch's meta device) and without a trial run: for
+    counting. Raises BadInput as `build` does."""
+    with torch.device("meta"):
+        return _made(name, input_shape, classes)
+
+
+def _made(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    factory = _factory(name)
     try:
         network = factory(input_shape, classes)
     except BadInput as error:
@@ -45,8 +58,19 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
         raise BadInput(
             f"network {name!r}: the factory gives a {type(network).__name__}, not a torch.nn.Module"
         )
-    _check_output(name, network, input_shape, classes)
-    return network.train()
+    return network
+
+
+def _factory(name: str) -> Factory:
+    if name.startswith(PREFIX):
+        return functools.partial(build_model, name)
+    if ":" in name:
+        return _imported(name)
+    if name not in _factories():
+        raise BadInput(
+            f"unknown network {name!r}{nearest(name, available())}; or torchvision:MODEL, or package.module:factory"
+        )
+    return _factories()[name]
 
 
 @functools.cache

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.errors import BadInput
 from bench.networks._he import he_normal
+from bench.networks._images import check_side
 
 LAYERS = ((32, 3, 1), (32, 1, 1), (32, 3, 1), (32, 1, 1), (64, 3, 2), (64, 1, 1), (64, 3, 2), (64, 1, 1))
 """(channels, kernel, stride) of conv1 … conv8."""
@@ -25,9 +25,8 @@ class DeepCNN(nn.Module):
 
     def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        channels, height, width = input_shape
-        if min(height, width) < SMALLEST:
-            raise BadInput(f"needs images of at least {SMALLEST}×{SMALLEST}, got {height}×{width}")
+        channels = input_shape[0]
+        check_side(input_shape, SMALLEST)
         for number, (out, kernel, stride) in enumerate(LAYERS, 1):
             conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False)
             self.add_module(f"conv{number}", conv)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.errors import BadInput
+from bench.networks._images import check_side
 
 
 class DigitsCNN(nn.Module):
@@ -16,9 +16,8 @@ class DigitsCNN(nn.Module):
 
     def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
-        channels, height, width = input_shape
-        if min(height, width) < 2:
-            raise BadInput(f"needs images of at least 2×2, got {height}×{width}")
+        channels = input_shape[0]
+        check_side(input_shape, 2)
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu1 = nn.ReLU()

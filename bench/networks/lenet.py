@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.errors import BadInput
+from bench.networks._images import check_side
 
 SMALLEST = 16
 """Side of the smallest image that two 5×5 convolutions and two poolings leave a pixel of."""
@@ -19,8 +19,7 @@ class LeNet5(nn.Module):
     def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         channels, height, width = input_shape
-        if min(height, width) < SMALLEST:
-            raise BadInput(f"needs images of at least {SMALLEST}×{SMALLEST}, got {height}×{width}")
+        check_side(input_shape, SMALLEST)
         self.conv1 = nn.Conv2d(channels, 20, 5)
         self.relu1 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(2)

@@ -35,9 +35,10 @@ def train_id(
     config_defaults: Mapping[str, Any],
     strength: float | None,
     seed: int,
+    beside_recipe: Mapping[str, Any] | None = None,
 ) -> str:
     """Of a training. recipe, config: fully resolved; strength: None for a training that serves all
-    strengths."""
+    strengths; beside_recipe: what else of the workload is not as usual."""
     name = digest(
         {
             "stage": "train",
@@ -49,6 +50,7 @@ def train_id(
             "method": method,
             "config": _less_defaults(config, config_defaults),
             "strength": None if strength is None else _number(strength),
+            **(beside_recipe or {}),
         }
     )
     return f"{name}-s{seed}"

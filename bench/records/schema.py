@@ -31,13 +31,33 @@ class Failure(Part):
     detail: str = ""
 
 
+class Start(Part):
+    """The checkpoint that training starts from. path: as the suite gave it; sha256: of its content."""
+
+    path: str
+    sha256: str
+
+
 class Workload(Part):
-    """What is trained, apart from the method. recipe: the resolved training settings, `epochs` among them."""
+    """What is trained, apart from the method. recipe: the resolved training settings, `epochs` among them. start: None
+    for the network's own initialisation, or the weights that its name asks for. streams: whether methods may remove
+    units of residual streams and concatenations too."""
 
     dataset: str
     dataset_fingerprint: str
     network: str
     recipe: dict[str, Any]
+    start: Start | None = None
+    streams: bool = False
+
+    def beside_recipe(self) -> dict[str, Any]:
+        """What of `start` and `streams` is not as usual, for ids and tables; where a file lies does not matter."""
+        said: dict[str, Any] = {}
+        if self.start is not None:
+            said["start"] = self.start.sha256
+        if self.streams:
+            said["streams"] = True
+        return said
 
 
 class MethodSettings(Part):

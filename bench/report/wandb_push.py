@@ -128,6 +128,7 @@ def _config(replay: _Replay) -> dict[str, Any]:
         "dataset_fingerprint": record.workload.dataset_fingerprint,
         "network": record.workload.network,
         "recipe": record.workload.recipe,
+        **record.workload.beside_recipe(),
         "method": record.method.name,
         "label": record.method.label,
         "granularity": record.method.granularity,

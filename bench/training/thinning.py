@@ -26,7 +26,8 @@ def take_away(
     thin = place(apply_architecture(network, Architecture(kept=left), example), example.device)
     for name, child in thin.named_children():
         setattr(network, name, child)
-    found = find_sites(network, example)
+    offered = {site.name for site in sites}
+    found = [site for site in find_sites(network, example) if site.name in offered]
     method.transfer(found, kept)
     return found
 

@@ -46,12 +46,15 @@ def test_lists_that_a_program_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert magnitude["strengths"] == [0.5, 0.75, 0.85, 0.9]
     assert magnitude["settings"]["finetune"] == 0.25
     assert main(["list", "networks", "--json"]) == 0
-    networks = {entry["name"]: entry["parameters"] for entry in json.loads(capsys.readouterr().out)}
-    assert networks["mlp-300-100"] == {"digits": 50_610, "mnist": 266_610}
-    assert networks["lenet5"] == {"digits": None, "mnist": 431_080}
-    for what in ("networks", "datasets", "suites"):
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert "266,610 on mnist" in listed["mlp-300-100"]["says"]
+    networks = {name: entry["parameters"] for name, entry in listed.items()}
+    assert networks["mlp-300-100"] == {"digits": 50_610, "mnist": 266_610, "cifar10": 953_010}
+    assert networks["lenet5"] == {"digits": None, "mnist": 431_080, "cifar10": 657_080}
+    assert networks["vgg16"] == {"digits": None, "mnist": None, "cifar10": 14_991_946}
+    for what in ("datasets", "suites"):
         assert main(["list", what]) == 0
-    assert "266,610 on mnist" in capsys.readouterr().out
+    assert "cifar10\n" in capsys.readouterr().out
 
 
 def test_only_the_figures(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

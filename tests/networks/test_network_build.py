@@ -84,7 +84,8 @@ def test_building_draws_nothing_but_the_weights_and_leaves_statistics_alone() ->
 
 def test_an_unknown_name_gets_the_nearest() -> None:
     assert (
-        refusal("lenet-5") == "unknown network 'lenet-5' (did you mean 'lenet5'?); or package.module:factory"
+        refusal("lenet-5")
+        == "unknown network 'lenet-5' (did you mean 'lenet5'?); or torchvision:MODEL, or package.module:factory"
     )
 
 

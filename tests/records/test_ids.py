@@ -3,6 +3,7 @@ import math
 import pytest
 
 from bench.records import ids
+from bench.records.schema import Workload
 
 BASE = {
     "dataset": "digits",
@@ -27,6 +28,8 @@ def test_a_new_setting_with_a_default_keeps_every_old_id() -> None:
         | {"optimiser": BASE["recipe_defaults"]["optimiser"] | {"nesterov": False}},
     }
     assert ids.train_id(**new) == ids.train_id(**BASE)
+    usual = Workload(dataset="d", dataset_fingerprint="f", network="n", recipe={}).beside_recipe()
+    assert ids.train_id(**BASE, beside_recipe=usual) == ids.train_id(**BASE)
 
 
 def test_the_id_is_the_same_on_every_machine() -> None:
@@ -45,6 +48,8 @@ def test_the_id_is_the_same_on_every_machine() -> None:
         {"method": "random"},
         {"config": BASE["config"] | {"norm": 3}},
         {"strength": 0.0},
+        {"beside_recipe": {"streams": True}},
+        {"beside_recipe": {"start": "0123"}},
     ],
 )
 def test_whatever_the_training_depends_on_is_in_the_hash(change: dict) -> None:

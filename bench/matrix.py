@@ -1,0 +1,77 @@
+"""`bench list matrix`: which method runs on which network, as a table with the reasons where one does not.
+
+Nothing is trained: a method is asked (`supports`, with its default settings) about the sites that it would be offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+import methods
+from bench import networks
+from bench.compaction import find_sites, offered_sites
+from bench.errors import BadInput
+from bench.folder import in_one_line
+
+SHAPE, CLASSES = (3, 32, 32), 10
+"""The images that the networks are built for: they make no difference to what runs."""
+
+HEADING = f"""# What runs where
+
+Made by `bench list matrix`, with every network that comes with the suite built for {SHAPE[1]}×{SHAPE[2]} images and
+every method at its default settings. `inner` and `streams` are the groups of units that can be removed: inner ones are
+offered to the methods, streams (units that a residual addition or a concatenation ties together) on request, with
+`streams = true` in the workload. ✓: runs on the inner ones; a number: skipped, for the reason below the table.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network. inner, streams: how many sites of each kind; skips: method → the reason, None where it runs."""
+
+    network: str
+    inner: int
+    streams: int
+    skips: dict[str, str | None]
+
+
+def rows(names: Iterable[str]) -> list[Row]:
+    """Of the networks of these names."""
+    kinds = [methods.get(name) for name in builtin()]
+    found = []
+    for name in names:
+        network = networks.build(name, SHAPE, CLASSES)
+        sites = find_sites(network, torch.zeros(1, *SHAPE))
+        inner = offered_sites(sites, streams=False)
+        skips: dict[str, str | None] = {}
+        for kind in kinds:
+            try:
+                skips[kind.name] = kind().supports(network, inner)
+            except Exception as error:  # of the hook that says so
+                raise BadInput(f"method {kind.name!r} on {name!r}: {in_one_line(error)}") from error
+        found.append(Row(name, len(inner), len(sites) - len(inner), skips))
+    return found
+
+
+def builtin() -> list[str]:
+    """The methods of the suite's own, by name."""
+    return [name for name in methods.available() if methods.source(name) == "builtin"]
+
+
+def as_markdown(table: list[Row]) -> str:
+    """The table and below it the reasons."""
+    shown = builtin()
+    lines = [" | ".join(["| network", "inner", "streams", *shown]) + " |"]
+    lines.append("| --- " + "| ---: " * 2 + "| :---: " * len(shown) + "|")
+    reasons: dict[str, int] = {}
+    for row in table:
+        marks = [
+            "✓" if reason is None else str(reasons.setdefault(reason, len(reasons) + 1))
+            for reason in (row.skips[name] for name in shown)
+        ]
+        lines.append(f"| {' | '.join([row.network, str(row.inner), str(row.streams), *marks])} |")
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    return "\n".join([HEADING, *lines, "", *notes]) + "\n"

@@ -1,0 +1,162 @@
+"""Networks of the user's own, checkpoints and streams in a suite: what is refused before training, and what runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench import networks
+from bench.cli import main
+from bench.compaction import load_compact
+from bench.records.read import read_records
+from tests.cli.folders import SUITE, run_here, tree, write
+
+OWN = """
+import torch
+from torch import nn
+
+def residual(input_shape, classes):
+    return Residual(input_shape[0], classes, middle=4)
+
+def streams_only(input_shape, classes):
+    return Residual(input_shape[0], classes, middle=0)
+
+class Residual(nn.Module):
+    def __init__(self, channels, classes, middle):
+        super().__init__()
+        self.stem = nn.Conv2d(channels, 6, 3, stride=2, padding=1)
+        self.branch = nn.Conv2d(6, 6, 1)
+        if middle:
+            self.branch = nn.Sequential(nn.Conv2d(6, middle, 1), nn.ReLU(), nn.Conv2d(middle, 6, 1))
+        self.fc = nn.Linear(6, classes)
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc((x + self.branch(x)).relu().mean((2, 3)))
+
+def raising(input_shape, classes):
+    raise RuntimeError("the disk of my laptop is full")
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 10)
+    def forward(self, x):
+        x = torch.flatten(x, 1)
+        if x.sum() > 0:
+            x = -x
+        return self.fc(x)
+
+def branching(input_shape, classes):
+    return Branching()
+
+def linear(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+def imagenet(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1000))
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plan_here: None) -> None:
+    (tmp_path / "user_nets.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def suite(network: str, more: str = "") -> str:
+    return SUITE.replace('"mlp-300-100"', f'"{network}"' + (f"\n{more}" if more else ""))
+
+
+def refused(capsys: pytest.CaptureFixture[str], text: str) -> str:
+    write(Path("mine.toml"), text)
+    lines = []
+    for command in ("run", "plan"):
+        before = tree(Path())
+        assert main([command, "mine.toml", "--results", "r"]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert tree(Path()) == before
+        lines.append(err)
+    assert lines[0] == lines[1]
+    assert lines[0].startswith("bench: mine.toml: workloads.0.")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (
+            "user_nets:raising",
+            ["cannot be built for images of 8×8", "RuntimeError: the disk of my laptop is full"],
+        ),
+        (
+            "user_nets:branching",
+            ["cannot be traced by torch.fx", "control flow", "user_nets.py:32: if x.sum() > 0"],
+        ),
+        ("user_nets:linear", ["nothing in it can be removed (no prunable site)"]),
+        ("user_nets:imagenet", ["gives (1, 1000) for one image, must be (1, 10)"]),
+        ("user_nets:streams_only", ["only units of residual streams", "`streams = true`"]),
+        ("torchvision:resnet18", ["take images with 3 channels, these have 1"]),
+        ("torchvision:resnet", ["no classification model 'resnet'"]),
+        ("vgg16", ["needs images of at least 32×32, got 8×8"]),
+    ],
+)
+def test_a_network_that_cannot_be_used(
+    network: str, says: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(capsys, suite(network))
+    assert "mine.toml: workloads.0.network" in line
+    for part in [network, *says]:
+        assert part in line, line
+
+
+def test_a_checkpoint_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    def start(path: str) -> str:
+        return refused(capsys, suite("mlp-300-100", f'start = "{path}"'))
+
+    assert "workloads.0.start: gone.safetensors: cannot be read" in start("gone.safetensors")
+    save_file(dict(networks.build("mlp-300-100", (1, 8, 8), 7).state_dict()), "seven.safetensors")
+    assert "seven.safetensors: the checkpoint does not fit" in start("seven.safetensors")
+    assert "fc3.weight is (7, 100), must be (10, 100)" in start("seven.safetensors")
+    assert "workloads.0.strams: unknown key (did you mean 'streams'?)" in refused(
+        capsys, suite("mlp-300-100", "strams = true")
+    )
+
+
+def test_a_start_and_streams(tmp_path: Path) -> None:
+    """The start is trained on; streams are offered on request alone; each is a question of its own."""
+    torch.manual_seed(9)
+    state = dict(networks.build("user_nets:residual", (1, 8, 8), 10).state_dict())
+    save_file(state, "start.safetensors")
+    magnitude = '[[methods]]\nname = "magnitude"\nstrengths = [0.5]\n'
+    frozen = "epochs = 2, learning_rate = 1e-12"
+    texts = {
+        "plain": suite("user_nets:residual"),
+        "start": suite("user_nets:residual", 'start = "start.safetensors"').replace("epochs = 2", frozen),
+        "streams": suite("user_nets:residual", "streams = true"),
+    }
+    ids, kept, units = {}, {}, {}
+    for name, text in texts.items():
+        text = text[: text.index("[[methods]]")] + magnitude
+        run_here(write(Path(f"{name}.toml"), text), tmp_path / name)
+        records = read_records(tmp_path / name)
+        ids[name] = set(records.train)
+        (point,) = records.point.values()
+        kept[name], units[name] = point.kept, point.sizes
+        assert point.certificate is not None
+        assert point.certificate.passed
+    assert not ids["plain"] & ids["streams"]
+    assert units["plain"] == units["streams"] == {"stem": 6, "branch.0": 4}
+    assert kept["plain"] == kept["start"] == {"stem": 6, "branch.0": 2}
+    assert kept["streams"] == {"stem": 3, "branch.0": 2}
+    (started,) = read_records(tmp_path / "start").train.values()
+    assert started.workload.start is not None
+    assert started.workload.start.sha256 == networks.checkpoint_digest(Path("start.safetensors"))
+    # At this rate nothing moves: what is left is half of the checkpoint.
+    left = load_compact(next(iter((tmp_path / "start").glob("compact/*")))).state_dict()
+    assert torch.allclose(left["stem.weight"], state["stem.weight"])
