@@ -46,11 +46,13 @@ def shuffled(
     generator: torch.Generator,
     normalise: Normalise,
     augment: Augment | None = None,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """One epoch: every image once, in an order drawn from `generator` (a CPU one, so that the order is the
-    same on every device) when the first batch is asked for; the last batch may be smaller."""
+    same on every device) when the first batch is asked for; the last batch may be smaller. start: batches to
+    leave out at the beginning, of an epoch that was broken off."""
     order = torch.randperm(len(split), generator=generator).to(split.images.device)
-    for chosen in order.split(batch_size):
+    for chosen in order.split(batch_size)[start:]:
         images = split.images.index_select(0, chosen)
         if augment is not None:
             images = augment(images)
