@@ -78,7 +78,7 @@ def _decay_groups(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[s
     """One group, or a second one without weight decay for biases and for what a normalisation scales and shifts by."""
     if recipe.decay_norm_and_bias:
         return [{"params": parameters}]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() > 1]},
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
