@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.data import test_is_sealed
-from bench.data.augmentation import crop_and_flip
+from bench.data.augmentation import crop_and_flip, resized_crop
 from bench.data.batches import Augment, Normalise, ordered, shuffled
 from bench.data.split import Dataset
 from bench.errors import CellFailed
@@ -207,6 +207,8 @@ class Loop:
 
     def _augment(self, noise: torch.Generator) -> Augment | None:
         wanted = self.recipe.augmentation
+        if wanted == "resized-crop":
+            return partial(resized_crop, generator=noise)
         if wanted == "crop-and-flip" or (wanted == "default" and self.data.augment):
             return partial(crop_and_flip, generator=noise)
         return None

@@ -27,7 +27,8 @@ class Recipe(BaseModel):
     optimiser of torch takes it; decay_norm_and_bias: whether it acts on biases and on the scales and shifts of
     normalisations too (parameters of fewer than two dimensions). gradient_clip: on the global norm, 0 for none.
     label_smoothing: of the training loss alone; validation and test are scored by the plain cross-entropy.
-    augmentation: `default` is what suits the data set, crops and flips for some and none for others.
+    augmentation: `default` is what suits the data set, crops and flips for some and none for others; `resized-crop`,
+    windows of any size brought to that of the image, and flips.
     precision: of the network's forward and backward passes in training; at `bf16` weights, optimiser and evaluation
     stay float32, and so does the training of a method that needs it. accumulate_on_out_of_memory: begin a training
     that does not fit anew with batches split in halves, quarters … whose gradients are summed, rather than fail.
@@ -50,7 +51,7 @@ class Recipe(BaseModel):
     learning_rate_floor: float = Field(default=0.0, ge=0, lt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     decay_norm_and_bias: bool = True
-    augmentation: Literal["default", "crop-and-flip", "none"] = "default"
+    augmentation: Literal["default", "crop-and-flip", "resized-crop", "none"] = "default"
     precision: Literal["float32", "bf16"] = "float32"
     accumulate_on_out_of_memory: bool = False
 
