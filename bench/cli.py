@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
         _filters(running)
         _results(running)
         _data(running)
-        running.add_argument("--jobs", type=_positive, default=None, help="processes (default: the cores)")
+        running.add_argument(
+            "--jobs", type=_positive, default=None, help="processes (default: the cores; 4 at most on a GPU)"
+        )
         _device(running)
         running.add_argument(
             "--retry-failed", action="store_true", help="try cells with a failed record again"
@@ -327,7 +329,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
     return RunOptions(
         results=options.results or Path("results/runs") / Path(options.suite).stem,
         data_root=_data_root(options),
-        jobs=options.jobs or _cores(),
+        jobs=options.jobs,
         device=options.device,
         retry_failed=options.retry_failed,
         timeout=options.timeout,
@@ -337,11 +339,6 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
 def _data_root(options: argparse.Namespace) -> Path | None:
     root = options.data_root or os.environ.get("BENCH_DATA")
     return Path(root) if root else None
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _console() -> Console:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bench import estimate
 from bench.execute import layout
+from bench.execute.pool import processes
 from bench.execute.progress import in_words, spent_in_words
 from bench.records.times import spent
 
@@ -33,9 +34,10 @@ def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) 
         line = f" skip  {skip.label} on {skip.network}: {skip.reason}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     work, latency = _seconds_to_do(plan, cells, store, options)
-    wall = work / options.jobs + latency  # latency is measured one network at a time
+    jobs = processes(plan.device, options.jobs)
+    wall = work / jobs + latency  # latency is measured one network at a time
     about = (
-        f"about {in_words(work + latency)} of core time, {in_words(wall)} on {options.jobs} processes"
+        f"about {in_words(work + latency)} of core time, {in_words(wall)} on {jobs} processes"
         if work + latency
         else "nothing is left to do"
     )

@@ -18,7 +18,7 @@ from bench import suite as suites
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.measure_stage import Wanted, measure_all
-from bench.execute.pool import Job, child_environment, run_jobs
+from bench.execute.pool import Job, child_environment, processes, run_jobs, threads_each
 from bench.execute.progress import Display
 from bench.execute.worker import CellTask, PretrainTask
 from bench.planned import print_times
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says beside the suite and its filters. timeout: seconds for one cell."""
+    """What the command line says beside the suite and its filters. jobs: processes, None for what suits the device;
+    timeout: seconds for one cell."""
 
     results: Path
     data_root: Path | None
-    jobs: int
+    jobs: int | None
     device: str
     retry_failed: bool = False
     timeout: float | None = None
@@ -66,7 +67,7 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
     from bench.report.views import write_views
 
     records = write_views(options.results, console, labels=plan.labels(), suite=suite)
-    print_times(records, plan, measures, began, options.jobs, console)
+    print_times(records, plan, measures, began, processes(plan.device, options.jobs), console)
     shortcut.remember(
         options.results,
         shortcut.Remembered(
@@ -176,7 +177,9 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
             run.record_lost(kind, reason)
 
     with Display(f"{plan.suite.name}: training", jobs, console) as display:
-        run_jobs(jobs, options.jobs, display, options.timeout, on_lost)
+        workers = processes(plan.device, options.jobs)
+        threads = threads_each(plan.device, workers)
+        run_jobs(jobs, workers, display, options.timeout, on_lost, threads)
 
 
 def _measure(plan: Plan, store: Store, options: RunOptions, console: Console) -> list[str]:

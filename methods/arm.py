@@ -90,7 +90,9 @@ class BernoulliGate(L0Gate):
 
 
 class ArmMethod(L0Method):
-    """Base of the methods whose gates learn by ARM."""
+    """Base of the methods whose gates learn by ARM: by a difference of two losses, too small for bf16."""
+
+    autocast = False
 
     @property
     @abstractmethod

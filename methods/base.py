@@ -148,7 +148,8 @@ class StepContext:
     strength: None for a method that trains once. steps: of the whole budget. step: optimiser steps done so far;
     phase_step, phase_steps: the same within the phase. learning_rate: of the network's parameters in the step under
     way or just done, schedule included. generator: the method's own random stream, on `device`.
-    task_loss: mean cross-entropy of (logits, targets). train_size: N, the number of training images.
+    task_loss: mean cross-entropy of (logits, targets), smoothed as the recipe says. train_size: N, the number of
+    training images.
     learning_rates: of the network's parameters, at each step of the phase (proximal steps are scaled by them).
     """
 
@@ -171,7 +172,10 @@ class Method(ABC):
     """Base class of every method. Class attributes describe it; see the hooks for what it does.
 
     strengths: the default grid, weakest first. strength_meaning: one sentence on what a larger value does. At strength
-    zero a method keeps the whole network.
+    zero a method keeps the whole network. autocast: whether the network's passes in training may run in bf16 where the
+    recipe asks for it; no for an estimator that lives on small differences. capturable: whether `training_step` and
+    `penalty` do the same operations in every full batch of a phase, decide nothing on the host, keep no batch, and draw
+    from `context.generator` alone; such a step may be recorded once and replayed (`after_step` always runs as it is).
     """
 
     name: ClassVar[str]
@@ -180,6 +184,8 @@ class Method(ABC):
     strengths: ClassVar[tuple[float, ...]]
     strength_meaning: ClassVar[str]
     Config: ClassVar[type[BaseModel]] = Config
+    autocast: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
 
     network: nn.Module
     sites: Sequence[Site]

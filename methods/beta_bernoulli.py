@@ -158,6 +158,7 @@ class BetaBernoulli(Method):
         "more units get a keep probability near 0."
     )
     Config = BetaBernoulliConfig
+    capturable = True
 
     posterior: Posterior
     placement: Placement | None

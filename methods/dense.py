@@ -15,6 +15,7 @@ class Dense(Method):
     title = "Dense network"
     paper = "none (reference)"
     strengths = (0.0,)
+    capturable = True
     strength_meaning = "There is one point, the full network."
 
     @property

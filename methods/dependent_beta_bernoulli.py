@@ -170,6 +170,7 @@ class DependentBetaBernoulli(BetaBernoulli):
     name = "dependent-beta-bernoulli"
     title = "Dependent beta-Bernoulli dropout"
     Config = DependentBetaBernoulliConfig
+    capturable = False
 
     dependences: nn.ModuleList
     activity: dict[str, float]

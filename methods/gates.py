@@ -131,7 +131,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, multipliers: Tensor) -> Tensor:
         ctx.save_for_backward(values if ctx.needs_input_grad[1] else None, multipliers)
-        return values * _over_places(multipliers, values)
+        return values * _over_places(multipliers.to(values.dtype), values)
 
     @staticmethod
     @once_differentiable
@@ -139,13 +139,14 @@ class _Product(torch.autograd.Function):
         values, multipliers = ctx.saved_tensors
         of_values = of_multipliers = None
         if ctx.needs_input_grad[0]:
-            of_values = gradient * _over_places(multipliers, gradient)
+            of_values = gradient * _over_places(multipliers.to(gradient.dtype), gradient)
         if ctx.needs_input_grad[1]:
+            exact = multipliers.dtype  # of a map in bf16 the products are summed in the type of the gates
             if gradient.dim() > 2:
                 parts = zip(gradient.flatten(2).split(IMAGES), values.flatten(2).split(IMAGES), strict=True)
-                of_multipliers = torch.cat([torch.linalg.vecdot(*part) for part in parts])
+                of_multipliers = torch.cat([torch.linalg.vecdot(g.to(exact), v.to(exact)) for g, v in parts])
             else:
-                of_multipliers = gradient * values
+                of_multipliers = (gradient * values).to(exact)
             of_multipliers = of_multipliers.sum_to_size(multipliers.shape)
         return of_values, of_multipliers
 

@@ -43,6 +43,7 @@ class GroupLasso(FinetunedMethod):
     title = "Group lasso"
     paper = "Yuan & Lin 2006; Wen et al. 2016, Learning Structured Sparsity in Deep Neural Networks, arXiv 1608.03665"
     strengths = (3e-4, 1e-3, 3e-3, 1e-2)
+    capturable = True
     strength_meaning = "λ, the weight of the penalty."
 
     groups: dict[str, list[Tensor]]

@@ -70,6 +70,7 @@ class HardConcrete(L0Method):
     paper = "Louizos et al. 2018, Learning Sparse Neural Networks through L0 Regularization, arXiv 1712.01312"
     strengths = (0.03, 0.1, 0.3, 1.0)
     Config = HardConcreteConfig
+    capturable = True
 
     @property
     def traits(self) -> Traits:

@@ -73,6 +73,8 @@ CURVE_RANGE = (1e-3, 3e-2)
 CURVE_BUDGET = 0.4
 """Of the budget before fine-tuning: all short trainings of an L-curve together."""
 
+_RECENT = "recent/"
+
 
 class HeterogeneousSensitivityConfig(Config):
     """warmup: fraction of the budget without λ. ratchet: see the module. curve_points: K."""
@@ -241,6 +243,8 @@ class HeterogeneousSensitivity(Method):
             "best_loss": self.best_loss,
             "curve": self.curve,
             "first_norm": self.first_norm,
+            **{f"{_RECENT}{at}/inputs": batch.inputs for at, batch in enumerate(self._recent)},
+            **{f"{_RECENT}{at}/targets": batch.targets for at, batch in enumerate(self._recent)},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,6 +256,11 @@ class HeterogeneousSensitivity(Method):
         self.first_norm = state["first_norm"]
         if len(state["curve"]) >= len(self.curve):
             self.curve = state["curve"].cpu().clone()
+        device, kept = self.context.device, sum(key.startswith(_RECENT) for key in state) // 2
+        self._recent = deque(
+            Batch(*(state[f"{_RECENT}{at}/{part}"].to(device) for part in ("inputs", "targets")))
+            for at in range(kept)
+        )
 
     def detach(self) -> None:
         self._last_norm = self._weight_norm()

@@ -85,6 +85,7 @@ class LayerSparsity(Method):
         "if the loss did not answer."
     )
     Config = LayerSparsityConfig
+    capturable = True
 
     budgets: dict[str, Tensor]
     """Layer → κ ‖N_0‖_F, what all thresholds of the layer sum to."""

@@ -60,6 +60,7 @@ class Magnitude(FinetunedMethod):
     strengths = (0.5, 0.75, 0.85, 0.9)
     strength_meaning = "The fraction of units (or of prunable weights) that is removed."
     Config = MagnitudeConfig
+    capturable = True
 
     @property
     def traits(self) -> Traits:

@@ -44,6 +44,7 @@ class NetworkSlimming(FinetunedMethod):
     strengths = (0.3, 0.5, 0.7, 0.85)
     strength_meaning = "The fraction of all units behind batch norms that is removed, by one threshold."
     Config = NetworkSlimmingConfig
+    capturable = True
 
     scales: dict[str, list[Tensor]]
     """Site → γ of each of its norms, (size,)."""

@@ -41,6 +41,7 @@ class RandomUnits(FinetunedMethod):
         "The fraction of every site's units that is removed (a label where there are `ratios`)."
     )
     Config = RandomUnitsConfig
+    capturable = True
 
     order: dict[str, Tensor]
     """Site → int64 (size,): the units in the order in which they go."""

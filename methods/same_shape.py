@@ -39,6 +39,7 @@ class SameShape(Method):
         "Any value above zero builds the shape of the config; it is a label, that of the point of the shape."
     )
     Config = SameShapeConfig
+    capturable = True
 
     @property
     def traits(self) -> Traits:

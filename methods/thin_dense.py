@@ -22,6 +22,7 @@ class ThinDense(Method):
     title = "Thin dense network, trained from scratch"
     paper = "Liu et al. 2019, Rethinking the Value of Network Pruning, arXiv 1810.05270"
     strengths = (0.5, 0.75, 0.85, 0.9)
+    capturable = True
     strength_meaning = "The fraction of every site's units that is left out before training."
 
     @property

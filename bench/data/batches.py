@@ -1,8 +1,8 @@
-"""Batches from a split that is whole on its device: no loader processes, no copies but the batch itself."""
+"""Batches from a split that is whole on its device (nothing is copied but the batch itself), or in files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,18 +46,23 @@ def shuffled(
     generator: torch.Generator,
     normalise: Normalise,
     augment: Augment | None = None,
+    start: int = 0,
 ) -> Iterator[Batch]:
     """One epoch: every image once, in an order drawn from `generator` (a CPU one, so that the order is the
-    same on every device) when the first batch is asked for; the last batch may be smaller."""
-    order = torch.randperm(len(split), generator=generator).to(split.images.device)
-    for chosen in order.split(batch_size):
-        images = split.images.index_select(0, chosen)
-        if augment is not None:
-            images = augment(images)
-        yield Batch(normalise(images), split.labels.index_select(0, chosen))
+    same on every device) when the first batch is asked for; the last batch may be smaller. start: batches to
+    leave out at the beginning, of an epoch that was broken off."""
+    order = torch.randperm(len(split), generator=generator).to(split.labels.device)
+    for images, labels in split.batches(order.split(batch_size)[start:]):
+        yield Batch(normalise(images if augment is None else augment(images)), labels)
 
 
 def ordered(split: Split, batch_size: int, normalise: Normalise) -> Iterator[Batch]:
     """Every image once, in the order of the split; for evaluation."""
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+    if isinstance(split.images, Tensor):  # views: nothing is copied
+        parts: Iterable[tuple[Tensor, Tensor]] = zip(
+            split.images.split(batch_size), split.labels.split(batch_size), strict=True
+        )
+    else:
+        parts = split.batches(torch.arange(len(split), device=split.labels.device).split(batch_size))
+    for images, labels in parts:
         yield Batch(normalise(images), labels)

@@ -26,11 +26,11 @@ def read_image_folder(folder: Path) -> RawData:
     for part in ("train", "test"):
         if not (folder / part).is_dir():
             raise BadInput(f"{folder}: no folder {part!r} (expected {folder.name}/{part}/<class>/*.png)")
-    classes = _subfolders(folder / "train")
-    unknown = sorted(set(_subfolders(folder / "test")) - set(classes))
+    classes = subfolders(folder / "train")
+    unknown = sorted(set(subfolders(folder / "test")) - set(classes))
     if unknown:
         raise BadInput(f"{folder / 'test' / unknown[0]}: class {unknown[0]!r} is not in train")
-    files = {part: _files(folder / part, classes) for part in ("train", "test")}
+    files = {part: files_of(folder / part, classes) for part in ("train", "test")}
     for label, name in enumerate(classes):
         if not any(of == label for _, of in files["train"]):
             raise BadInput(f"{folder / 'train' / name}: no images ({', '.join(sorted(SUFFIXES))})")
@@ -46,13 +46,15 @@ def read_image_folder(folder: Path) -> RawData:
     return checked(str(folder), arrays, len(classes))
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """Names of the folders in `folder` that are not hidden, sorted."""
     return sorted(
         entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
 
 
-def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+def files_of(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """(file, label) of the images in the folders of `classes`, in the order of their names."""
     return [
         (path, label)
         for label, name in enumerate(classes)

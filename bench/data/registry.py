@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.data.carve import carve
+from bench.data.image_files import ImageFiles
 from bench.data.image_folder import read_image_folder
 from bench.data.npz import read_npz
 from bench.data.split import Dataset, RawData, Split
@@ -84,7 +85,7 @@ def _prepared(name: str, root: Path | None) -> tuple[Dataset, Split]:
     train, validation = carve(raw.train, raw.validation_fraction, VALIDATION_SALT)
     if not len(validation):
         raise BadInput(f"{name}: no class has the two train images that a validation split takes")
-    mean, std = mean_and_std(train.images)
+    mean, std = _mean_and_std(raw, train)
     fingerprint = _fingerprint(train, validation, raw.test)
     dataset = Dataset(
         name, train, validation, raw.classes, mean, std, raw.augment, fingerprint, len(raw.test)
@@ -107,6 +108,13 @@ def _raw(name: str, root: Path | None) -> RawData:
     )
 
 
+def _mean_and_std(raw: RawData, train: Split) -> tuple[Tensor, Tensor]:
+    if raw.mean is not None and raw.std is not None:
+        return raw.mean, raw.std
+    assert isinstance(train.images, Tensor), "images in files come with their mean and deviation"
+    return mean_and_std(train.images)
+
+
 def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
     """Per channel of uint8 (N, C, H, W), in units of 0 … 1: two float32 (C,). A constant channel gets std 1.
 
@@ -127,7 +135,16 @@ def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
 def _fingerprint(*splits: Split) -> str:
     digest = hashlib.sha256()
     for split in splits:
+        if isinstance(split.images, ImageFiles):
+            digest.update(_listing(split.images).encode())
         for tensor in (split.images, split.labels):
-            digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-            digest.update(tensor.numpy().reshape(-1).data)
+            if isinstance(tensor, Tensor):
+                digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+                digest.update(tensor.numpy().reshape(-1).data)
     return digest.hexdigest()[:16]
+
+
+def _listing(images: ImageFiles) -> str:
+    """What stands for pixels that would take an hour to read: how they are cut, the names and sizes of the files."""
+    files = [(path.parent.name, path.name, path.stat().st_size) for path in images.paths]
+    return repr((images.side, images.resize, files))

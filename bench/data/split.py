@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bench.data.image_files import ImageFiles
+
 
 @dataclass(frozen=True)
 class Split:
-    """images: uint8 (N, C, H, W); labels: int64 (N,), in 0 … classes - 1. Both on one device."""
+    """images: uint8 (N, C, H, W), in memory, or files that give them; labels: int64 (N,), in 0 … classes - 1. Both on
+    one device."""
 
-    images: Tensor
+    images: Tensor | ImageFiles
     labels: Tensor
 
     def __len__(self) -> int:
@@ -24,7 +28,22 @@ class Split:
 
     def select(self, indices: Tensor) -> Split:
         """A copy of the images at `indices` (int64), in that order."""
-        return Split(self.images.index_select(0, indices), self.labels.index_select(0, indices))
+        images = self.images
+        some = images.at(indices) if isinstance(images, ImageFiles) else images.index_select(0, indices)
+        return Split(some, self.labels.index_select(0, indices))
+
+    def batches(self, chosen: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images, labels) at each of the index tensors (int64, on the device of the labels)."""
+        wanted = list(chosen)
+        images = self.images
+        if isinstance(images, ImageFiles):
+            read = images.batches(
+                [indices.cpu() for indices in wanted]
+            )  # all at once: the host waits here alone
+        else:
+            read = (images.index_select(0, indices) for indices in wanted)
+        for indices, pixels in zip(wanted, read, strict=True):
+            yield pixels, self.labels.index_select(0, indices)
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,8 @@ class Dataset:
 class RawData:
     """What a source hands over: its own train and test images, before a validation part is carved from train.
 
-    validation_fraction: of the train images. augment: as in Dataset.
+    validation_fraction: of the train images. augment: as in Dataset. mean, std: (C,), as in Dataset, where they are
+    not to be taken from the images.
     """
 
     train: Split
@@ -67,3 +87,5 @@ class RawData:
     classes: int
     validation_fraction: float = 0.1
     augment: bool = False
+    mean: Tensor | None = None
+    std: Tensor | None = None

@@ -30,6 +30,7 @@ from bench.data.split import Split
 from bench.device import place
 from bench.errors import CellFailed
 from bench.execute import layout
+from bench.execute.memory import T, in_memory
 from bench.execute.outcome import Outcome, describe_failure
 from bench.execute.subject import Subject, resting_context, units_left
 from bench.measure.accuracy import score
@@ -80,6 +81,7 @@ class CellRun:
         self.device, self.report = device, report
         self.store, self.outcome = Store(results), Outcome(cell, device)
         self.recipe = Recipe(**cell.workload.recipe)
+        self._parts = 1
 
     def run(self, retry_failed: bool = False) -> bool:
         """True when every stage of the cell is done. A finished stage is not done again."""
@@ -88,7 +90,7 @@ class CellRun:
         began = time.perf_counter()
         try:
             self.open_data()
-            trained = self._train_stage()
+            trained = self._in_memory(self._train_stage)
         except Exception as error:
             failure = describe_failure(error)
             self.store.write(self.outcome.train("failed", time.perf_counter() - began, failure=failure))
@@ -112,9 +114,7 @@ class CellRun:
         """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
         try:
             self.open_data()
-            subject = self._fresh()
-            planned = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)[0]
-            self._load_pretrained(subject.network, planned)
+            self._in_memory(self._pretrain_alone)
         except Exception:
             return False
         return True
@@ -137,6 +137,19 @@ class CellRun:
         self.example = torch.zeros(1, *dataset.input_shape, device=self.device)
 
     # Training ------------------------------------------------------------------------------------------------------
+
+    def _in_memory(self, train: Callable[[], T]) -> T:
+        def attempt(parts: int) -> T:
+            self._parts = parts
+            return train()
+
+        allowed = self.recipe.accumulate_on_out_of_memory
+        return in_memory(attempt, self.recipe.batch_size if allowed else 1)
+
+    def _pretrain_alone(self) -> None:
+        subject = self._fresh()
+        planned = plan_phases(subject.method.phases(self.recipe.epochs), self.recipe.epochs)[0]
+        self._load_pretrained(subject.network, planned)
 
     def _train_stage(self) -> Subject:
         """Train, or take up what a former run has trained."""
@@ -197,6 +210,7 @@ class CellRun:
             self.cell.strength,
             checkpoint,
             on_epoch=on_epoch,
+            parts=self._parts,
         )
 
     def _load_pretrained(self, network: nn.Module, planned: PlannedPhase) -> dict[str, Any]:

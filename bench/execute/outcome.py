@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import traceback
@@ -15,7 +16,7 @@ from bench.cells import Cell
 from bench.errors import CellFailed
 from bench.measure.machine import describe, versions
 from bench.records.schema import Failure, PointRecord, TrainRecord
-from bench.training.loop import Progress
+from bench.training.resume import Progress
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Outcome:
             initial_weights=initial,
             data_order=before.data_order or progress.data_order,
             history=before.history + progress.history,
+            notes=list(dict.fromkeys(before.notes + progress.notes)),
         )
 
     def point(self, strength: float, point: str, status: Any, seconds: float, **found: Any) -> PointRecord:
@@ -88,9 +90,13 @@ def describe_failure(error: Exception) -> Failure:
     detail = "".join(traceback.format_exception(error))
     if isinstance(error, CellFailed):
         return Failure(kind=error.kind, reason=str(error))
-    kind = "memory" if isinstance(error, torch.OutOfMemoryError | MemoryError) else "error"
     first_line = (str(error).splitlines() or [""])[0]
-    return Failure(kind=kind, reason=f"{type(error).__name__}: {first_line}", detail=detail)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
+        what = f"{asked[1]} more were asked for" if asked else first_line or type(error).__name__
+        hint = "a smaller batch_size, or accumulate_on_out_of_memory = true in the recipe, may fit"
+        return Failure(kind="memory", reason=f"out of memory: {what}; {hint}", detail=detail)
+    return Failure(kind="error", reason=f"{type(error).__name__}: {first_line}", detail=detail)
 
 
 def _peak_rss_bytes() -> int:

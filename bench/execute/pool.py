@@ -18,6 +18,10 @@ from typing import Generic, Protocol, TypeVar
 
 from bench.execute.worker import work
 
+CELLS_PER_GPU = 4
+"""How many cells share a GPU where `--jobs` says nothing: networks of the suite's size leave most of it idle, and each
+process has a CUDA context and a copy of the data set of its own in its memory."""
+
 
 class Task(Protocol):
     def run(self, report: Callable[[float, str], None]) -> bool: ...
@@ -46,11 +50,11 @@ class Watcher(Protocol):
 
 
 class _Worker(Generic[T]):
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe: Connection
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=work, args=(theirs,), daemon=True)
+        self.process: BaseProcess = context.Process(target=work, args=(theirs, threads), daemon=True)
         self.process.start()
         theirs.close()
         self.job: Job[T] | None = None
@@ -80,8 +84,9 @@ def run_jobs(
     watcher: Watcher,
     timeout: float | None = None,
     on_lost: Callable[[T, str, str], None] = lambda task, kind, reason: None,
+    threads: int = 1,
 ) -> bool:
-    """Run `jobs` in their order as far as `needs` allow, on `workers` processes of one torch thread each.
+    """Run `jobs` in their order as far as `needs` allow, on `workers` processes of `threads` torch threads each.
 
     timeout: seconds for one job. on_lost: told of each task whose worker died or ran out of time, with the word for
     the tables (`killed`, `timeout`) and the reason. True when every job ended well.
@@ -90,15 +95,15 @@ def run_jobs(
     busy: dict[Connection, _Worker[T]] = {}
     keys = {job.key for job in jobs}
     all_well = True
-    with child_environment():
-        team: list[_Worker[T]] = [_Worker() for _ in range(min(workers, len(jobs)))]
+    with child_environment(threads):
+        team: list[_Worker[T]] = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
     try:
         while waiting or busy:
             for worker in [w for w in team if w.job is None]:
                 job = next((j for j in waiting if not (set(j.needs) & keys) - done), None)
                 if job is not None:
                     if not worker.process.is_alive():  # died while it was idle: no job's fault
-                        worker = _replace(worker, team)
+                        worker = _replace(worker, team, threads)
                     waiting.remove(job)
                     worker.give(job)
                     busy[worker.pipe] = worker
@@ -111,7 +116,7 @@ def run_jobs(
                 if kind:
                     on_lost(job.task, kind, reason)
                     if waiting:
-                        _replace(worker, team)
+                        _replace(worker, team, threads)
                     else:
                         worker.stop()
                         team.remove(worker)
@@ -124,10 +129,28 @@ def run_jobs(
     return all_well
 
 
-def _replace(worker: _Worker[T], team: list[_Worker[T]]) -> _Worker[T]:
+def processes(device: str, asked: int | None) -> int:
+    """How many cells run at once on `device`, a torch device: as many as were asked for, else one for each core, on a
+    GPU at most CELLS_PER_GPU."""
+    if asked is not None:
+        return asked
+    return min(_cores(), CELLS_PER_GPU) if device.startswith("cuda") else _cores()
+
+
+def threads_each(device: str, workers: int) -> int:
+    """Of each process. Results on a CPU are those of one thread: sums over several come out in another order."""
+    return max(1, _cores() // workers) if device.startswith("cuda") else 1
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _replace(worker: _Worker[T], team: list[_Worker[T]], threads: int) -> _Worker[T]:
     worker.stop()
-    with child_environment():
-        fresh: _Worker[T] = _Worker()
+    with child_environment(threads):
+        fresh: _Worker[T] = _Worker(threads)
     team[team.index(worker)] = fresh
     return fresh
 
@@ -162,12 +185,12 @@ system after every step and are cleared anew in the next: a quarter of the time 
 
 
 @contextmanager
-def child_environment() -> Iterator[None]:
+def child_environment(threads: int = 1) -> Iterator[None]:
     """What a child reads when it starts: the thread count of its numeric libraries, to keep freed memory, and not to
     complain that one that was ended in its work has left semaphores behind (they are put away)."""
     warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
     settings = {
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
         "PYTHONWARNINGS": ",".join(filter(None, warnings)),
         **KEEP_FREED_MEMORY,
     }

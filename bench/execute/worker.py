@@ -68,16 +68,16 @@ class MeasureTask:
         return measure_point(self.point_id, self.results, torch.device(self.device), self.preset)
 
 
-def work(pipe: Connection) -> None:
-    """Serve tasks until the pipe closes. The parent alone answers to Ctrl-C, and it has said which files are skipped;
-    that one is set aside is news."""
+def work(pipe: Connection, threads: int = 1) -> None:
+    """Serve tasks until the pipe closes, with so many torch threads. The parent alone answers to Ctrl-C, and it has
+    said which files are skipped; that one is set aside is news."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("bench.records").addFilter(lambda record: "skipped" not in record.msg)
     import torch
 
     import bench.execute.cell  # noqa: F401 (seconds, which no time-out of a cell should count)
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # decaying weights would otherwise slow a step many times over
 
     def tell(kind: str, value: float | bool, text: str) -> None:

@@ -182,7 +182,8 @@ class Record(Part):
 class TrainRecord(Record):
     """strength: only of a training that serves one strength. epochs: really run, per phase. history: one entry per
     epoch (`epoch`, `phase`, `train_loss`, `validation_loss`, `validation_accuracy` where it was evaluated).
-    shared_seconds: what the shared pretraining took, once for all that share it; not part of `seconds`."""
+    shared_seconds: what the shared pretraining took, once for all that share it; not part of `seconds`. notes: on how
+    it was carried out, where that is not as the recipe says."""
 
     stage: ClassVar[Stage] = "train"
     strength: float | None
@@ -196,6 +197,7 @@ class TrainRecord(Record):
     """Hash of the initial parameters, and of the first epoch's order: equal over the methods of a seed."""
     data_order: str = ""
     history: list[dict[str, Any]] = []
+    notes: list[str] = []
 
 
 class PointRecord(Record):

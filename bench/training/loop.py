@@ -1,7 +1,7 @@
 """The training loop: one for all methods.
 
-Every random draw of an epoch comes from a stream that is seeded by the epoch, so a run that goes on from a checkpoint
-at the end of an epoch equals the straight run.
+Every random draw comes from a stream that is seeded by its epoch, and a checkpoint keeps where the streams stand, so a
+run that goes on from a checkpoint, inside an epoch or at its end, equals the straight run.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +20,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.data import test_is_sealed
-from bench.data.augmentation import crop_and_flip
-from bench.data.batches import Normalise, ordered, shuffled
+from bench.data.augmentation import crop_and_flip, resized_crop
+from bench.data.batches import Augment, Normalise, ordered, shuffled
 from bench.data.split import Dataset
 from bench.errors import CellFailed
 from bench.measure.accuracy import score
-from bench.training.checkpoint import clone_state, read_state, write_state
+from bench.training.checkpoint import clone_state
 from bench.training.optimizers import Optimizers
 from bench.training.phases import PlannedPhase
+from bench.training.precision import bf16_in_training
 from bench.training.recipe import Recipe
+from bench.training.resume import Checkpoints, Position, Progress
 from bench.training.schedule import learning_rate_factor
 from bench.training.seeds import stream
+from bench.training.step import EagerStep, GraphStep, Step
+from bench.training.streams import EpochStreams
 from bench.training.thinning import Removed, composed, masks_of, take_away
 from methods.base import Evaluation, Method, Phase, Request, Site, StepContext
 
 VALIDATIONS = 10
 """The validation curve of a run has about so many points, whatever its length."""
-
-
-@dataclass
-class Progress:
-    """What a run has done so far; all of it is kept in a checkpoint."""
-
-    epochs: dict[str, int] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    data_order: str = ""
 
 
 class Loop:
@@ -67,15 +61,17 @@ class Loop:
         checkpoint: Path | None = None,
         checkpoint_seconds: float = 60.0,
         on_epoch: Callable[[int, str], None] = lambda epoch, phase: None,
+        parts: int = 1,
     ) -> None:
         """device: of `network` and `data` both. checkpoint: a file to resume from and to write every
-        `checkpoint_seconds` (at the end of an epoch). on_epoch: told of each epoch done."""
+        `checkpoint_seconds` (between two steps). on_epoch: told of each epoch done. parts: in how many pieces a batch
+        is trained (see `EagerStep`)."""
         self.network, self.method, self.data, self.recipe = network, method, data, recipe
-        self.seed, self.device, self.checkpoint = seed, device, checkpoint
-        self.checkpoint_seconds, self.on_epoch = checkpoint_seconds, on_epoch
+        self.seed, self.device, self.parts, self.on_epoch = seed, device, parts, on_epoch
+        self.checkpoints = Checkpoints(checkpoint, checkpoint_seconds)
         self.normalise = Normalise.of(data, device)
         self.steps_per_epoch = math.ceil(len(data.train.labels) / recipe.batch_size)
-        self.progress = Progress()
+        self.progress, self._position = Progress(), Position()
         self.sites, self.removed = list(sites), Removed()
         self._example = torch.zeros(1, *data.input_shape, device=device)
         self._best: dict[str, Any] | None = None
@@ -86,21 +82,32 @@ class Loop:
             train_size=len(data.train.labels),
             device=device,
             generator=torch.Generator(device).manual_seed(stream(seed, "method", "attach")),
-            task_loss=functional.cross_entropy,
+            task_loss=task_loss(recipe),
             phase=Phase("attach", 0.0),
         )
         method.attach(network, sites, self.context)
 
+    @property
+    def precision(self) -> str:
+        """Of the network's passes in training."""
+        return self.recipe.precision if self.method.autocast else "float32"
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are recorded as a CUDA graph."""
+        return self.device.type == "cuda" and self.method.capturable and self.parts == 1
+
     def run(self, phases: Sequence[PlannedPhase]) -> Progress:
         """Train through `phases`, from the checkpoint where there is one."""
-        resumed = self._load()
-        start_phase, start_epoch, optimizer_state = resumed or (0, 0, None)
-        with test_is_sealed():
-            for at in range(start_phase, len(phases)):
-                inside = at == start_phase and start_epoch > 0
-                request = self._run_phase(
-                    phases, at, start_epoch if inside else 0, optimizer_state if inside else None
-                )
+        optimizer_state = self._load()
+        self._note_how()
+        first = self._position.phase
+        mixed = self.precision == "bf16"
+        with test_is_sealed(), bf16_in_training(self.network, self.device) if mixed else nullcontext():
+            for at in range(first, len(phases)):
+                if at > first:
+                    self._position = Position(at)
+                request = self._run_phase(phases[at], optimizer_state if at == first else None)
                 if request is Request.STOP:
                     break
         return self.progress
@@ -114,42 +121,39 @@ class Loop:
         }
 
     def _run_phase(
-        self,
-        phases: Sequence[PlannedPhase],
-        at: int,
-        start: int,
-        optimizer_state: list[dict[str, Any]] | None,
+        self, planned: PlannedPhase, optimizer_state: list[dict[str, Any]] | None
     ) -> Request | None:
-        planned, context = phases[at], self.context
+        """From `self._position`; the state is None at the beginning of a phase."""
+        context, start = self.context, self._position
+        done = start.epoch * self.steps_per_epoch + start.step
         context.phase = planned.phase
         context.phase_steps = planned.epochs * self.steps_per_epoch
-        context.phase_step = start * self.steps_per_epoch
-        context.step = (planned.first_epoch + start) * self.steps_per_epoch
+        context.phase_step = done
+        context.step = planned.first_epoch * self.steps_per_epoch + done
         context.learning_rates = self._learning_rates(planned.phase.learning_rate_scale, context.phase_steps)
-        if start == 0:
+        if optimizer_state is None:
             context.generator.manual_seed(stream(self.seed, "method", "phase", planned.first_epoch))
             self._take_away(self.method.removable())
             self.method.start_phase(planned.phase)
-        optimizers = Optimizers(
-            self.network, self.method.parameter_groups(), self.recipe, planned.phase.learning_rate_scale
-        )
+        groups, scale = self.method.parameter_groups(), planned.phase.learning_rate_scale
+        optimizers = Optimizers(self.network, groups, self.recipe, scale, self.captured)
         if optimizer_state is not None:
             optimizers.load_state_dict(optimizer_state)
-        saved = time.monotonic()
-        for epoch in range(start, planned.epochs):
+        step = self._step(optimizers)
+        for epoch in range(start.epoch, planned.epochs):
             number = planned.first_epoch + epoch
             last = epoch + 1 == planned.epochs
-            began = time.perf_counter()
-            loss = self._run_epoch(number, optimizers)
+            self._epoch_began = time.perf_counter()
+            loss = self._run_epoch(number, optimizers, step)
             self._close_epoch(number, planned.phase.name, loss, last)
             request = self._ask_method(optimizers)
-            self.progress.seconds += time.perf_counter() - began
+            self.progress.seconds += time.perf_counter() - self._epoch_began
             self.on_epoch(number + 1, planned.phase.name)
             if request in (Request.STOP, Request.NEXT_PHASE):
                 return request
-            if not last and time.monotonic() - saved >= self.checkpoint_seconds:
-                self._save(at, epoch + 1, optimizers)
-                saved = time.monotonic()
+            self._position = Position(self._position.phase, epoch + 1)
+            if not last and self.checkpoints.due():
+                self._save(optimizers)
         return None
 
     def _take_away(self, kept: Mapping[str, Tensor]) -> None:
@@ -158,6 +162,16 @@ class Loop:
             self.sites = take_away(self.network, self.method, self.sites, kept, self._example)
             self.removed, self._best = composed(self.removed, kept), None
 
+    def _step(self, optimizers: Optimizers) -> Step:
+        eager = EagerStep(self.method, optimizers, self.recipe.gradient_clip, self.parts)
+        if not self.captured:
+            return eager
+
+        def on_failure(reason: str) -> None:
+            self.progress.note(f"steps ran one operation at a time: recording them failed ({reason})")
+
+        return GraphStep(eager, [self.context.generator], self.device, on_failure)
+
     def _learning_rates(self, scale: float, steps: int) -> tuple[float, ...]:
         base = self.recipe.learning_rate * scale
         return tuple(
@@ -165,42 +179,53 @@ class Loop:
             for step in range(steps)
         )
 
-    def _run_epoch(self, number: int, optimizers: Optimizers) -> float:
-        """One pass over the training images; the mean task loss."""
-        context, method, recipe = self.context, self.method, self.recipe
-        torch.manual_seed(stream(self.seed, "network-noise", number))
-        context.generator.manual_seed(stream(self.seed, "method", number))
-        order = torch.Generator().manual_seed(stream(self.seed, "order", number))
+    def _run_epoch(self, number: int, optimizers: Optimizers, step: Step) -> float:
+        """What is left of a pass over the training images; the mean task loss of the whole pass."""
+        context, position = self.context, self._position
+        streams = EpochStreams(self.seed, number, context.generator, self.device)
         if not self.progress.data_order:
-            self.progress.data_order = _order_hash(order, context.train_size)
-        augment = None
-        if self.data.augment:
-            noise = torch.Generator(self.device).manual_seed(stream(self.seed, "augment", number))
-
-            def augment(images: Tensor) -> Tensor:
-                return crop_and_flip(images, noise)
-
-        self.network.train()
+            self.progress.data_order = _order_hash(streams.order, context.train_size)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in shuffled(self.data.train, recipe.batch_size, order, self.normalise, augment):
+        if position.streams is not None and position.loss_sum is not None:
+            streams.restore(position.streams)
+            total += position.loss_sum.to(self.device)
+        self.network.train()
+        for batch in shuffled(
+            self.data.train,
+            self.recipe.batch_size,
+            streams.order,
+            self.normalise,
+            self._augment(streams.augmentation),
+            position.step,
+        ):
             optimizers.set_rate(
-                learning_rate_factor(recipe, context.phase_step, context.phase_steps, self.steps_per_epoch)
+                learning_rate_factor(
+                    self.recipe, context.phase_step, context.phase_steps, self.steps_per_epoch
+                )
             )
             context.learning_rate = optimizers.rate
-            optimizers.zero_grad()
-            loss = method.training_step(batch)
-            if recipe.gradient_clip:
-                nn.utils.clip_grad_norm_(optimizers.parameters, recipe.gradient_clip)
-            optimizers.step()
+            loss = step(batch)
             context.step += 1
             context.phase_step += 1
-            method.after_step()
+            self.method.after_step()
             total += loss * len(batch.targets)
+            position.step += 1
+            if position.step < self.steps_per_epoch and self.checkpoints.due():
+                position.loss_sum, position.streams = total, streams.state()
+                self._save(optimizers)
         self.progress.steps += self.steps_per_epoch
         mean = float(total) / context.train_size
         if not math.isfinite(mean):
             raise CellFailed("diverged", f"the training loss of epoch {number + 1} is {mean}")
         return mean
+
+    def _augment(self, noise: torch.Generator) -> Augment | None:
+        wanted = self.recipe.augmentation
+        if wanted == "resized-crop":
+            return partial(resized_crop, generator=noise)
+        if wanted == "crop-and-flip" or (wanted == "default" and self.data.augment):
+            return partial(crop_and_flip, generator=noise)
+        return None
 
     def _close_epoch(self, number: int, phase: str, loss: float, last: bool) -> None:
         entry: dict[str, Any] = {"epoch": number + 1, "phase": phase, "train_loss": loss}
@@ -227,24 +252,42 @@ class Loop:
             optimizers.load_state_dict(clone_state(self._best["optimizers"]))
         return request
 
-    def _save(self, phase: int, epoch: int, optimizers: Optimizers) -> None:
-        if self.checkpoint is not None:
-            progress = {key: clone_state(value) for key, value in vars(self.progress).items()}
-            position = {"phase": phase, "epoch": epoch, "progress": progress, "best": self._best}
-            write_state(
-                self.checkpoint, {**self.state(), "optimizers": optimizers.state_dict(), "position": position}
+    def _note_how(self) -> None:
+        if self.recipe.precision != self.precision:
+            self.progress.note(f"trained in {self.precision}: {self.method.name} does not run in bf16")
+        if self.parts > 1:
+            size = math.ceil(self.recipe.batch_size / self.parts)
+            self.progress.note(
+                f"out of memory: from epoch {sum(self.progress.epochs.values()) + 1} on, gradients were summed over "
+                f"{self.parts} parts of at most {size} images a step; batch-norm statistics, and what the method "
+                "measures in a step, are of these smaller batches"
             )
 
-    def _load(self) -> tuple[int, int, list[dict[str, Any]]] | None:
-        state = None if self.checkpoint is None else read_state(self.checkpoint)
-        if state is None or "position" not in state:
+    def _save(self, optimizers: Optimizers) -> None:
+        state = {**self.state(), "optimizers": optimizers.state_dict()}
+        before = self.progress.seconds
+        if self._position.step:
+            self.progress.seconds += time.perf_counter() - self._epoch_began
+        self.checkpoints.save(state, self._position, self.progress, self._best)
+        self.progress.seconds = before
+
+    def _load(self) -> list[dict[str, Any]] | None:
+        """Take up the checkpoint; the state of its optimisers."""
+        resumed = self.checkpoints.load()
+        if resumed is None:
             return None
-        self._take_away(masks_of(state.get("removed", {}), self.sites))
-        load_trained(self.network, self.method, state)
-        position = state["position"]
-        self.progress = Progress(**position["progress"])
-        self._best = position["best"]
-        return position["phase"], position["epoch"], state["optimizers"]
+        self._take_away(masks_of(resumed.state.get("removed", {}), self.sites))
+        load_trained(self.network, self.method, resumed.state)
+        self._position, self.progress, self._best = resumed.position, resumed.progress, resumed.best
+        optimizers: list[dict[str, Any]] = resumed.state["optimizers"]
+        return optimizers
+
+
+def task_loss(recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
+    """What training minimises: mean cross-entropy of (logits, targets), smoothed where the recipe says so."""
+    if recipe.label_smoothing == 0:
+        return functional.cross_entropy
+    return partial(functional.cross_entropy, label_smoothing=recipe.label_smoothing)
 
 
 def load_trained(network: nn.Module, method: Method, state: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +66,28 @@ def test_same_seed_same_record(case: Case, strength: float, outcome: Outcome, tm
     ]
 
 
-@pytest.mark.parametrize("quarters", [1, 2, 3])
+@pytest.mark.parametrize("quarters", [1, 2.4, 3])
 def test_resumed_equals_straight(
-    case: Case, strength: float, straight: Straight, quarters: int, tmp_path: Path
+    case: Case, strength: float, straight: Straight, quarters: float, tmp_path: Path
 ) -> None:
-    stop_after = quarters * case.epochs // 4
+    """Cut at the end of an epoch, and inside one."""
 
     class PowerCut(Exception):
         pass
 
-    def cut(epoch: int, phase: str) -> None:
-        if epoch == stop_after + 1:
+    file = tmp_path / "checkpoint"
+    _, interrupted, first = open_loop(case, strength, checkpoint=file, checkpoint_seconds=math.inf)
+    last_saved = round(quarters / 4 * first.context.steps)
+    go_on = interrupted.after_step
+
+    def after_step() -> None:
+        go_on()
+        if first.context.step == last_saved:
+            first.checkpoints.seconds = 0.0
+        elif first.context.step > last_saved:
             raise PowerCut
 
-    file = tmp_path / "checkpoint"
-    _, _, first = open_loop(case, strength, checkpoint=file, checkpoint_seconds=0.0, on_epoch=cut)
+    interrupted.after_step = after_step  # type: ignore[method-assign]
     with pytest.raises(PowerCut):
         first.run(phases_of(case))
     network, method, second = open_loop(case, strength, checkpoint=file)

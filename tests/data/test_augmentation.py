@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.data.augmentation import crop_and_flip
+from bench.data.augmentation import crop_and_flip, resized_crop
 
 
 def pictures(count: int, channels: int, height: int, width: int) -> Tensor:
@@ -69,3 +69,24 @@ def test_float_images_move_like_bytes() -> None:
     images = pictures(20, 3, 8, 8)
     first = crop_and_flip(images, torch.Generator().manual_seed(3))
     assert torch.equal(first.float(), crop_and_flip(images.float(), torch.Generator().manual_seed(3)))
+
+
+def test_resized_crops_are_windows_of_the_image() -> None:
+    """Of a ramp in both directions: values stay in range, rise along the image or fall where it is mirrored, and span
+    no more than the image does."""
+    ramp = torch.arange(32, dtype=torch.uint8) * 8
+    images = torch.stack([ramp.expand(32, 32), ramp[:, None].expand(32, 32)]).expand(200, 2, 32, 32)
+    generator = torch.Generator().manual_seed(0)
+    found = resized_crop(images, generator)
+    assert found.dtype == torch.uint8
+    assert found.shape == images.shape
+    across, down = found[:, 0].int(), found[:, 1].int()
+    slopes = (across[:, 0, -1] - across[:, 0, 0]).sign()
+    assert set(slopes.tolist()) == {-1, 1}
+    assert 70 < int((slopes > 0).sum()) < 130
+    assert ((across.diff(dim=2) * slopes[:, None, None]) >= 0).all()
+    assert (down.diff(dim=1) >= 0).all()
+    spans = (across[:, 0, -1] - across[:, 0, 0]).abs() * (down[:, -1, 0] - down[:, 0, 0]) / (31 * 8) ** 2
+    assert spans.max() <= 1.0
+    assert 0.2 < spans.min() < 0.4
+    assert torch.equal(found, resized_crop(images, torch.Generator().manual_seed(0)))

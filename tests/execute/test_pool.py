@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.execute.pool import Job, run_jobs
+import pytest
+
+from bench.execute import pool
+from bench.execute.pool import Job, processes, run_jobs, threads_each
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,30 @@ def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
     assert lost == ["timeout"]
     assert (tmp_path / "next").exists()
     assert time.monotonic() - began < 60
+
+
+@dataclass(frozen=True)
+class TellThreads:
+    path: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        self.path.write_text(f"{torch.get_num_threads()} {os.environ['OMP_NUM_THREADS']}")
+        return True
+
+
+def test_threads_of_a_worker(tmp_path: Path) -> None:
+    job: Job[Any] = Job("a", TellThreads(tmp_path / "a"), "a", 1.0)
+    assert run_jobs([job], 1, Watch(), threads=2)
+    assert (tmp_path / "a").read_text() == "2 2"
+
+
+def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "_cores", lambda: 16)
+    assert processes("cpu", None) == 16
+    assert processes("cuda", None) == processes("cuda:1", None) == pool.CELLS_PER_GPU
+    assert processes("cuda", 9) == processes("cpu", 9) == 9
+    assert threads_each("cuda", 4) == 4
+    assert threads_each("cuda", 32) == 1
+    assert threads_each("cpu", 1) == 1

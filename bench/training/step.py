@@ -1,0 +1,109 @@
+"""One optimiser step on one batch, in one piece or in parts, run or replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.training.optimizers import Optimizers
+from methods.base import Batch, Method
+
+Step = Callable[[Batch], Tensor]
+"""Takes a step and gives the mean task loss of the batch, detached."""
+
+WARM_UP = 3
+"""Steps of a phase before one is recorded: the first ones allocate what the optimiser keeps."""
+
+
+class EagerStep:
+    """parts: how many pieces a batch is trained in where it does not fit in memory whole. The gradients are summed in
+    proportion to the images, so that it is a step on the whole batch but for what looks at a batch as such (the
+    statistics of batch normalisation, what a method measures)."""
+
+    def __init__(self, method: Method, optimizers: Optimizers, gradient_clip: float, parts: int = 1) -> None:
+        self.method, self.optimizers = method, optimizers
+        self.gradient_clip, self.parts = gradient_clip, parts
+
+    def __call__(self, batch: Batch) -> Tensor:
+        self.optimizers.zero_grad()
+        loss = self.method.training_step(batch) if self.parts == 1 else self._in_parts(batch)
+        if self.gradient_clip:
+            nn.utils.clip_grad_norm_(self.optimizers.parameters, self.gradient_clip)
+        self.optimizers.step()
+        return loss
+
+    def _in_parts(self, batch: Batch) -> Tensor:
+        """Leaves the gradients of the whole batch; its mean loss."""
+        images = len(batch.targets)
+        sums: dict[nn.Parameter, Tensor] = {}
+        total = torch.zeros((), device=batch.targets.device)
+        chunks = zip(batch.inputs.chunk(self.parts), batch.targets.chunk(self.parts), strict=True)
+        for inputs, targets in chunks:
+            share = len(targets) / images
+            self.optimizers.zero_grad()
+            total += share * self.method.training_step(Batch(inputs, targets))
+            for parameter in self.optimizers.parameters:
+                if parameter.grad is not None:
+                    part = parameter.grad.mul_(share)
+                    sums[parameter] = part if parameter not in sums else sums[parameter].add_(part)
+        for parameter, gradient in sums.items():
+            parameter.grad = gradient
+        return total
+
+
+class GraphStep:
+    """The same step recorded as a CUDA graph and replayed: one launch in place of a few hundred.
+
+    Only for methods that say so (`Method.capturable`). The first steps run as they are, on the stream that records;
+    so does a batch of another size. Where recording fails, the reason is told and every step runs as it is.
+    """
+
+    def __init__(
+        self,
+        eager: Step,
+        generators: Sequence[torch.Generator],
+        device: torch.device,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        """generators: those that a step draws from, beside the device's own."""
+        self._eager, self._generators, self._on_failure = eager, generators, on_failure
+        self._stream = torch.cuda.Stream(device)
+        self._before = 0
+        self._failed = False
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        if self._graph is None and not self._failed and self._before >= WARM_UP:
+            self._record(batch)
+        if self._graph is None or batch.inputs.shape != self._batch.inputs.shape:
+            self._before += 1
+            return self._beside(batch)
+        self._batch.inputs.copy_(batch.inputs)
+        self._batch.targets.copy_(batch.targets)
+        self._graph.replay()
+        return self._loss
+
+    def _beside(self, batch: Batch) -> Tensor:
+        """On the recording stream: what a backward pass leaves behind belongs to the stream that it ran on."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            loss = self._eager(batch)
+        current.wait_stream(self._stream)
+        return loss
+
+    def _record(self, batch: Batch) -> None:
+        self._batch = Batch(batch.inputs.clone(), batch.targets.clone())
+        graph = torch.cuda.CUDAGraph()
+        for generator in self._generators:
+            graph.register_generator_state(generator)
+        try:
+            with torch.cuda.graph(graph, stream=self._stream):
+                self._loss = self._eager(self._batch)
+        except RuntimeError as error:
+            self._failed = True
+            self._on_failure((str(error).splitlines() or [type(error).__name__])[0])
+        else:
+            self._graph = graph

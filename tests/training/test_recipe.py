@@ -1,0 +1,130 @@
+"""What a recipe says is what is trained, and a setting that came later leaves older recipes as they were."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import methods
+from bench import data, networks
+from bench.training.loop import Loop
+from bench.training.optimizers import Optimizers
+from bench.training.phases import plan_phases
+from bench.training.recipe import LATER, Recipe
+from bench.training.schedule import learning_rate_factor
+from methods.dense import Dense
+
+
+def test_later_settings_are_left_out_at_their_defaults() -> None:
+    plain = Recipe(epochs=3).model_dump(mode="json")
+    assert not set(LATER) & set(plain)
+    assert set(plain) | set(LATER) == set(Recipe.model_fields)
+    told = {**plain, "label_smoothing": 0.1, "decay_norm_and_bias": False}
+    assert Recipe(**told).model_dump(mode="json") == told
+
+
+def test_cosine_ends_on_its_floor() -> None:
+    recipe = Recipe(epochs=10, learning_rate_floor=0.1)
+    assert learning_rate_factor(recipe, 0, 100, 10) == 1.0
+    assert learning_rate_factor(recipe, 100, 100, 10) == pytest.approx(0.1)
+
+
+class Norms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2)
+
+
+def test_biases_and_norms_are_spared_decay_on_request() -> None:
+    recipe = Recipe(
+        epochs=1,
+        optimizer="sgd",
+        momentum=0.0,
+        learning_rate=0.5,
+        weight_decay=0.1,
+        decay_norm_and_bias=False,
+    )
+    network = Norms()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(1.0)
+            parameter.grad = torch.zeros_like(parameter)
+    for spared, expected in ((recipe, 1.0), (recipe.model_copy(update={"decay_norm_and_bias": True}), 0.95)):
+        optimizers = Optimizers(network, [], spared, 1.0)
+        optimizers.step()
+        assert network.head.bias[0].item() == pytest.approx(expected)
+        assert network.norm.weight[0].item() == pytest.approx(expected)
+    assert network.head.weight[0, 0].item() == pytest.approx(0.95**2)
+    assert network.conv.weight.flatten()[0].item() == pytest.approx(0.95**2)
+
+
+def loop_of(recipe: Recipe, augment: bool = False) -> Loop:
+    dataset = replace(data.load("digits", None), augment=augment)
+    torch.manual_seed(0)
+    network = networks.build("mlp-300-100", dataset.input_shape, dataset.classes)
+    return Loop(network, methods.create("dense"), [], dataset, recipe, 0, torch.device("cpu"))
+
+
+def weights(loop: Loop) -> Tensor:
+    loop.run(plan_phases(loop.method.phases(1), 1))
+    return loop.network.get_parameter("fc1.weight").detach()
+
+
+def test_smoothing_is_of_the_training_loss_alone() -> None:
+    loop = loop_of(Recipe(epochs=1, batch_size=512, label_smoothing=0.2))
+    logits, targets = torch.randn(5, 10), torch.arange(5)
+    expected = functional.cross_entropy(logits, targets, label_smoothing=0.2)
+    assert torch.equal(loop.context.task_loss(logits, targets), expected)
+    weights(loop)
+    images = loop.normalise(loop.data.validation.images)
+    with torch.no_grad():
+        plain = functional.cross_entropy(loop.network.eval()(images), loop.data.validation.labels)
+    assert loop.validate().loss == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_augmentation_by_the_recipe_or_the_data_set() -> None:
+    recipe = Recipe(epochs=1, batch_size=512)
+    crops = recipe.model_copy(update={"augmentation": "crop-and-flip"})
+    none = recipe.model_copy(update={"augmentation": "none"})
+    plain, augmented = weights(loop_of(recipe)), weights(loop_of(recipe, augment=True))
+    assert not torch.equal(plain, augmented)
+    assert torch.equal(weights(loop_of(crops)), augmented)
+    assert torch.equal(weights(loop_of(none, augment=True)), plain)
+
+
+def test_gradients_of_parts_are_those_of_the_batch() -> None:
+    recipe = Recipe(epochs=1, batch_size=500, optimizer="sgd", gradient_clip=0.5)
+    whole, in_parts = loop_of(recipe), loop_of(recipe)
+    in_parts.parts = 3
+    torch.testing.assert_close(weights(in_parts), weights(whole), rtol=0, atol=1e-6)
+    assert in_parts.progress.history[0]["train_loss"] == pytest.approx(
+        whole.progress.history[0]["train_loss"], rel=1e-5
+    )
+    assert "3 parts of at most 167 images" in in_parts.progress.notes[0]
+    assert not whole.progress.notes
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_bf16_where_the_method_allows_it(allowed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dense, "autocast", allowed)
+    loop = loop_of(Recipe(epochs=1, batch_size=512, precision="bf16"))
+    seen: set[tuple[bool, torch.dtype]] = set()
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.add((loop.network.training, output.dtype))
+
+    handle = loop.network.get_submodule("fc1").register_forward_hook(watch)
+    changed = weights(loop)
+    handle.remove()
+    trained = torch.bfloat16 if allowed else torch.float32
+    assert seen == {(True, trained), (False, torch.float32)}
+    assert changed.dtype == torch.float32
+    assert math.isfinite(loop.progress.history[0]["validation_loss"])
+    assert loop.progress.notes == ([] if allowed else ["trained in float32: dense does not run in bf16"])
+    assert not loop.network._forward_hooks
+    assert not loop.network._forward_pre_hooks

@@ -1,0 +1,108 @@
+"""When a step is recorded, replayed or run as it is: with stand-ins for CUDA graphs (the real ones: tests/gpu)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.training.step import WARM_UP, GraphStep
+from methods.base import Batch
+
+
+class FakeStream:
+    def __init__(self, device: Any = None) -> None:
+        pass
+
+    def wait_stream(self, other: FakeStream) -> None:
+        pass
+
+
+class FakeGraph:
+    """Records by calling, replays by calling again."""
+
+    recording: Any = None
+
+    def __init__(self) -> None:
+        self.replays, self.generators = 0, list[Any]()
+
+    def register_generator_state(self, generator: Any) -> None:
+        self.generators.append(generator)
+
+    def replay(self) -> None:
+        self.replays += 1
+        STEPS.append("replay")
+
+
+STEPS: list[str] = []
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def recording(graph: FakeGraph, stream: Any = None) -> Iterator[None]:
+        STEPS.append("record")
+        yield
+
+    @contextmanager
+    def on(stream: Any) -> Iterator[None]:
+        yield
+
+    STEPS.clear()
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+
+
+def batch(size: int, value: float = 0.0) -> Batch:
+    return Batch(torch.full((size, 2), value), torch.zeros(size, dtype=torch.int64))
+
+
+@pytest.mark.usefixtures("graphs")
+def test_recorded_after_the_warm_up_and_replayed_for_full_batches() -> None:
+    seen: list[Tensor] = []
+
+    def eager(given: Batch) -> Tensor:
+        STEPS.append("run")
+        seen.append(given.inputs)
+        return given.inputs.sum()
+
+    failures: list[str] = []
+    step = GraphStep(eager, [torch.Generator()], torch.device("cuda"), failures.append)
+    for _ in range(WARM_UP):
+        step(batch(4))
+    assert STEPS == ["run"] * WARM_UP
+    step(batch(4, 1.0))
+    assert STEPS[WARM_UP:] == ["record", "run", "replay"]
+    static = seen[-1]
+    step(batch(4, 5.0))
+    assert STEPS[-1] == "replay"
+    assert static.eq(5.0).all()
+    assert step(batch(3, 1.0)).item() == 6.0  # the last batch of an epoch
+    assert STEPS[-1] == "run"
+    step(batch(4))
+    assert STEPS[-1] == "replay"
+    assert not failures
+
+
+@pytest.mark.usefixtures("graphs")
+def test_where_recording_fails_steps_run_as_they_are_and_it_is_said() -> None:
+    def eager(given: Batch) -> Tensor:
+        if STEPS and STEPS[-1] == "record":
+            STEPS.append("fail")
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        STEPS.append("run")
+        return given.inputs.sum()
+
+    failures: list[str] = []
+    step = GraphStep(eager, [], torch.device("cuda"), failures.append)
+    for _ in range(WARM_UP + 3):
+        assert step(batch(4, 1.0)).item() == 8.0
+    assert STEPS == ["run"] * WARM_UP + ["record", "fail"] + ["run"] * 3
+    assert failures == ["operation not permitted when stream is capturing"]
