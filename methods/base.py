@@ -70,7 +70,8 @@ class Site:
     name: of the first producing layer. producers: the convolutions or linear layers whose outputs are these units;
     row i of their weight (dim 0) belongs to unit i. norms: normalisations inside the affine chain. ends: the modules
     after whose call the value of a unit is what the contract calls its output (the norm where there is one, otherwise
-    the producer): a gate multiplies there, on dim 1. readers: the layers that read the units.
+    the producer): a gate multiplies there, on dim 1. tokens: whether linear layers among the ends give (N, …, size), so
+    that it is their last dim instead. readers: the layers that read the units.
     parameters_per_unit, macs_per_unit: what one unit costs in its producers and readers, all else kept.
     """
 
@@ -83,6 +84,7 @@ class Site:
     readers: tuple[str, ...]
     parameters_per_unit: float
     macs_per_unit: float
+    tokens: bool = False
 
 
 @dataclass(frozen=True)

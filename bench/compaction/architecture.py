@@ -69,7 +69,7 @@ def apply_architecture(network: nn.Module, architecture: Architecture, example: 
         keep[spaces[name].units[torch.tensor(indices)]] = True
     if balance(graph, keep):
         raise ValueError("the architecture leaves groups of different size to a grouped convolution")
-    cut(graph, keep)
+    result = cut(graph, keep)
     for layer in architecture.added_biases:
         module = dict(result.named_modules()).get(layer)
         if not isinstance(module, nn.Linear | nn.Conv2d) or module.bias is not None:

@@ -12,9 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.graph import Graph, Step, build_graph
-from bench.compaction.operations import Zero, is_padded
+from bench.compaction.graph import build_graph
+from bench.compaction.operations import is_padded
+from bench.compaction.own_layers import Zero
 from bench.compaction.rewrite import add_bias
+from bench.compaction.steps import Graph, Step
 
 ChangeKind = Literal["drop", "linearise", "merge"]
 

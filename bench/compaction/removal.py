@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction.architecture import Architecture, LayerChange
-from bench.compaction.graph import build_graph, fitting, plain_copy
+from bench.compaction.graph import build_graph
 from bench.compaction.layers import change_layers
 from bench.compaction.liveness import keep_runnable, needed_units, values
 from bench.compaction.rewrite import cut, fold_constants
-from bench.compaction.sites import find_spaces, switch_off
+from bench.compaction.sites import find_spaces, switch_off, without_site
+from bench.compaction.tracing import fitting, plain_copy
 from bench.compaction.verify import Certificate, certify, masked_reference
 from methods.base import SparsityPlan
 
@@ -49,10 +50,11 @@ def compact(network: nn.Module, plan: SparsityPlan, example: Tensor, real: Tenso
     spaces = find_spaces(graph)
     known = values(graph)
     keep = needed_units(graph, known)
+    keep |= without_site(graph, spaces)
     held = keep & ~needed_units(graph, known, fold_padded=True)
     collapsed = keep_runnable(graph, spaces, keep)
     added = fold_constants(graph, keep, known)
-    cut(graph, keep)
+    work = cut(graph, keep)
 
     first = next(network.parameters(), example)
     delivered = plain_copy(work, first.dtype).to(first.device)

@@ -8,7 +8,7 @@ from small_networks import Residual, check, images, off, plan_of, randomise, sha
 from torch import Tensor, nn
 
 from bench.compaction import apply_architecture, compact
-from bench.compaction.operations import Zero
+from bench.compaction.own_layers import Zero
 
 EXAMPLE = images(3, 3, 8, 8)
 
