@@ -90,9 +90,10 @@ class Site:
 @dataclass(frozen=True)
 class LayerAction:
     """A change to whole layers: `drop` a branch (its sum goes on without it), `linearise` (take the activation after a
-    layer away) or `merge` two linear maps that follow each other."""
+    layer away) or `merge` two linear maps that follow each other. `shift` is for a shape alone, never for a plan: one
+    number per channel in place of a branch, named by its last layer, that gave the same for every input."""
 
-    kind: Literal["drop", "linearise", "merge"]
+    kind: Literal["drop", "linearise", "merge", "shift"]
     layers: tuple[str, ...]
 
 

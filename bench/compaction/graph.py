@@ -183,7 +183,7 @@ class _Builder:
             return
         inputs = tuple(self._as_on(step, axis) for step, axis in zip(inputs, operation.takes, strict=True))
         step = self._add(node, operation, inputs, self._units(operation, inputs, self.run.shapes[node]))
-        step.wild = bool(inputs) and operation.kind not in ("dense", "zero") and all(s.wild for s in inputs)
+        step.wild = bool(inputs) and operation.kind != "dense" and all(s.wild for s in inputs)
         if operation.reason:
             self._pin(node, operation, (step,))
 
@@ -229,7 +229,7 @@ class _Builder:
 
     def _units(self, operation: Operation, inputs: tuple[Step, ...], shape: tuple[int, ...]) -> list[int]:
         lists = [self.lists[step] for step in inputs]
-        if operation.kind in ("dense", "zero"):
+        if operation.kind == "dense":
             return self.units.new(shape[operation.axis])
         if operation.kind == "depthwise":
             units = self.units.new(shape[operation.axis])
@@ -284,7 +284,9 @@ class _Builder:
         assert isinstance(moved, Tensor)
         places = moves.places(moved, source.shape, source.axis)
         rewrite = (
-            None if places is None else moves.rewriting(node, places, len(self.lists[source]), scattered)
+            None
+            if places is None
+            else moves.rewriting(node, module, places, len(self.lists[source]), scattered)
         )
         if places is None or rewrite is None:
             self.pending[node] = source, moved, True

@@ -63,8 +63,6 @@ def _value(step: Step, inputs: list[Tensor]) -> Tensor:
     unknown = torch.full((len(step.units),), LIVE, dtype=torch.float64)
     if kind in ("input", "opaque", "output", "parameter"):
         return unknown
-    if kind == "zero":
-        return torch.zeros_like(unknown)
     if kind == "cat":
         return torch.cat(inputs)
     given = inputs[0]
@@ -110,7 +108,7 @@ def needed_units(graph: Graph, known: Values, fold_padded: bool = False) -> Tens
     needs = {step: graph.pinned[step.units].clone() for step in graph.steps}
     for step in reversed(graph.steps):
         need, kind = needs[step], step.operation.kind
-        if kind in ("input", "opaque", "output", "zero", "parameter"):
+        if kind in ("input", "opaque", "output", "parameter"):
             continue
         if kind == "cat":
             parts = need.split([len(source.units) for source in step.inputs])
@@ -174,3 +172,15 @@ def keep_runnable(graph: Graph, spaces: list[Space], keep: Tensor) -> tuple[str,
             keep[space.units[0]] = True
     balance(graph, keep)
     return tuple(space.site.name for space in empty)
+
+
+def round_up(graph: Graph, spaces: list[Space], keep: Tensor, multiple: int) -> None:
+    """Keeps further units, the first that could go, until every space has a multiple of `multiple`, or all."""
+    count = -1
+    while multiple > 1 and count != int(keep.sum()):
+        count = int(keep.sum())
+        for space in spaces:
+            gone = space.units[~keep[space.units]]
+            missing = -(len(space.units) - len(gone)) % multiple
+            keep[gone[:missing]] = True
+        balance(graph, keep)

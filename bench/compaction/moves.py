@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-_MODULES = (nn.Flatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d)
+from bench.compaction.own_layers import Select
+
+_MODULES = (nn.Flatten, nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, Select)
 _SIZED = {torch.reshape, "view", "reshape", "expand"}
 """Those that are told the sizes of their result: the size of the channels may stand in the code as a number."""
 
@@ -135,7 +137,9 @@ def stated_sizes(node: fx.Node) -> list[Any]:
 Rewrite = Literal["", "size", "select"]
 
 
-def rewriting(node: fx.Node, places: Places, channels: int, scattered: bool) -> Rewrite | None:
+def rewriting(
+    node: fx.Node, module: nn.Module | None, places: Places, channels: int, scattered: bool
+) -> Rewrite | None:
     """What becomes of a move when some of the `channels` of its source go: nothing, another size in the call, or a
     `Select` in its place. None where it would be wrong without them and cannot be put right.
 
@@ -145,7 +149,8 @@ def rewriting(node: fx.Node, places: Places, channels: int, scattered: bool) -> 
     repeats = torch.bincount(index[index >= 0], minlength=channels)
     whole = len(index) % channels == 0 and bool((repeats == len(index) // channels).all())
     in_order = len(index) > channels or torch.equal(index, torch.arange(channels))
-    if not scattered and whole and in_order:
+    counts = isinstance(module, nn.ChannelShuffle | Select) or "channel_shuffle" in str(node.target)
+    if not scattered and not counts and whole and in_order:
         return "size" if tells_size(node, places.axis) else ""
     return "select" if places.plain else None
 

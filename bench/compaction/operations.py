@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bench.compaction.moves import COPIES
-from bench.compaction.own_layers import Shift, Zero
+from bench.compaction.own_layers import Shift
 
 Kind = Literal[
-    "input", "parameter", "dense", "depthwise", "norm", "map", "pool", "flatten", "move", "cat", "zero", "opaque",
+    "input", "parameter", "dense", "depthwise", "norm", "map", "pool", "flatten", "move", "cat", "opaque",
     "output",
 ]  # fmt: skip
 Evaluate = Callable[[Sequence[Tensor]], Tensor]
@@ -39,8 +39,7 @@ class Operation:
 
     dense: linear layer or convolution, opens a channel space. parameter: a tensor of one number per channel that the
     code reads by itself. depthwise, norm, map, pool: channel by channel. flatten: every channel becomes as many
-    features as it has pixels. move: channels elsewhere (see `moves`). cat: along the channels. zero: zeros whatever
-    the input.
+    features as it has pixels. move: channels elsewhere (see `moves`). cat: along the channels.
     """
 
     kind: Kind
@@ -80,7 +79,7 @@ ACTIVATIONS = (
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-ALONG_ONE = (Zero, nn.Conv2d, nn.ConvTranspose2d, nn.PReLU, nn.AvgPool2d, *NORMS)
+ALONG_ONE = (nn.Conv2d, nn.ConvTranspose2d, nn.PReLU, nn.AvgPool2d, *NORMS)
 UNIFORM_POOLS = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -196,8 +195,6 @@ def _classify_module(
         return opaque(name)
     if not _on(given, 1):
         return opaque(f"{name} along other than its channels")
-    if kind is Zero:
-        return Operation("zero", 1, (1,))
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and kind in (nn.Conv2d, nn.ConvTranspose2d):
         return _convolution(module, dims)
     if kind in NORMS and isinstance(module, NORMS):

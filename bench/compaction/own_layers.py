@@ -1,6 +1,6 @@
 """Layers that stand in a compact network where the code of the full one does not fit fewer channels.
 
-They have no buffers, so that they leave no trace in a state dict, and torch.fx does not look into them.
+torch.fx does not look into them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class Zero(nn.Module):
-    """What is left of a dropped branch: zeros of the branch's shape (N, channels, *size) for any input (N,
-    …)."""
-
-    def __init__(self, channels: int, size: tuple[int, ...]) -> None:
-        super().__init__()
-        self.channels, self.size = channels, size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0], self.channels, *self.size)
 
 
 class Select(nn.Module):
@@ -72,4 +60,4 @@ class Shift(nn.Module):
         return x + self.bias.reshape(-1, *[1] * (-self.axis - 1))
 
 
-OWN = (Zero, Select, Shift)
+OWN = (Select, Shift)

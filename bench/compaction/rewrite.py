@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bench.compaction.calls import fitting_calls
 from bench.compaction.liveness import Values, rows_and_columns
-from bench.compaction.own_layers import Shift, Zero
+from bench.compaction.own_layers import Shift
 from bench.compaction.steps import Graph, Step
 
 
@@ -77,8 +77,6 @@ def cut(graph: Graph, keep: Tensor) -> nn.Module:
             module.num_parameters = int(out.sum())
         elif isinstance(module, Shift):
             _replace(module, "bias", module.bias[out])
-        elif isinstance(module, Zero):
-            module.channels = int(out.sum())
     return fitting_calls(graph, keep)
 
 

@@ -96,9 +96,10 @@ def masked_reference(network: nn.Module, plan: SparsityPlan, example: Tensor) ->
                 activation.inplace = False
                 activation.register_forward_hook(_PassThrough())
         elif action.kind == "drop":
-            reference.get_submodule(find_branch(graph, action.layers)[0].layer).register_forward_hook(
-                _Erase()
-            )
+            end = find_branch(graph, action.layers).end.layer
+            reference.get_submodule(end).register_forward_hook(_Erase())
+        elif action.kind == "shift":
+            raise ValueError("a shift is what compaction leaves of a branch: no plan can ask for it")
     return reference
 
 

@@ -10,7 +10,7 @@ from bench.compaction.graph import build_graph
 from bench.compaction.steps import Graph, Step
 from bench.compaction.tracing import plain_copy
 
-_LINEAR = ("norm", "pool", "flatten", "move", "cat", "zero", "input", "parameter")
+_LINEAR = ("norm", "pool", "flatten", "move", "cat", "input", "parameter")
 """What a value passes without meeting an activation; a pooling counts as none, whatever it takes of its window."""
 
 
