@@ -71,7 +71,8 @@ class Site:
     name: of the first producing layer. producers: the convolutions or linear layers whose outputs are these units;
     row i of their weight (dim 0) belongs to unit i. norms: normalisations inside the affine chain. ends: the modules
     after whose call the value of a unit is what the contract calls its output (the norm where there is one, otherwise
-    the producer): a gate multiplies there, on dim 1. readers: the layers that read the units.
+    the producer): a gate multiplies there, on dim 1. tokens: whether linear layers among the ends give (N, …, size), so
+    that it is their last dim instead. readers: the layers that read the units.
     parameters_per_unit, macs_per_unit: what one unit costs in its producers and readers, all else kept.
     outlets: of each end, the pooling that follows it through nothing but ReLU and its like, or the end itself: where
     a multiplier that is not negative does the same on smaller maps. Empty means the ends. scale_free: every reader is
@@ -89,14 +90,16 @@ class Site:
     macs_per_unit: float
     outlets: tuple[str, ...] = ()
     scale_free: bool = False
+    tokens: bool = False
 
 
 @dataclass(frozen=True)
 class LayerAction:
     """A change to whole layers: `drop` a branch (its sum goes on without it), `linearise` (take the activation after a
-    layer away) or `merge` two linear maps that follow each other."""
+    layer away) or `merge` two linear maps that follow each other. `shift` is for a shape alone, never for a plan: one
+    number per channel in place of a branch, named by its last layer, that gave the same for every input."""
 
-    kind: Literal["drop", "linearise", "merge"]
+    kind: Literal["drop", "linearise", "merge", "shift"]
     layers: tuple[str, ...]
 
 

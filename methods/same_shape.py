@@ -17,7 +17,7 @@ from torch import nn
 
 from methods.base import Config, LayerAction, Method, Site, SparsityPlan, Traits
 
-Action = Annotated[str, Field(pattern=r"^(drop|linearise|merge)( \S+)+$")]
+Action = Annotated[str, Field(pattern=r"^(drop|linearise|merge|shift)( \S+)+$")]
 
 
 class SameShapeConfig(Config):
@@ -78,5 +78,5 @@ class SameShape(Method):
         return SparsityPlan()
 
 
-def _kind(word: str) -> Literal["drop", "linearise", "merge"]:
-    return cast(Literal["drop", "linearise", "merge"], word)
+def _kind(word: str) -> Literal["drop", "linearise", "merge", "shift"]:
+    return cast(Literal["drop", "linearise", "merge", "shift"], word)

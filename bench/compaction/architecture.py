@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from bench.compaction.graph import build_graph
@@ -21,7 +21,8 @@ class _Part(BaseModel):
 
 
 class LayerChange(_Part):
-    """kind: `drop`, `linearise` or `merge`; layers: as in the plan's layer action."""
+    """kind: `drop`, `linearise` or `merge`; layers: as in the plan's layer action. Or `shift`: a branch that gave the
+    same for every input, by its last layer; one number per channel is left of it."""
 
     kind: ChangeKind
     layers: tuple[str, ...]
@@ -32,12 +33,14 @@ class Architecture(_Part):
     units.
 
     kept: site (of the network with changed layers) → indices of the units that stay, ascending; a site not
-    named keeps all. added_biases: layers without bias in the full network that have one here.
+    named keeps all. added_biases: layers without bias in the full network that have one here. multiple: what the number
+    of units of each site was rounded up to.
     """
 
     kept: dict[str, list[int]] = {}
     added_biases: tuple[str, ...] = ()
     layer_changes: tuple[LayerChange, ...] = ()
+    multiple: int = Field(default=1, ge=1)
 
 
 def apply_architecture(network: nn.Module, architecture: Architecture, example: Tensor) -> nn.Module:
@@ -51,7 +54,7 @@ def apply_architecture(network: nn.Module, architecture: Architecture, example: 
     modes = {name: module.training for name, module in result.named_modules()}
     result.eval()
     for change in architecture.layer_changes:
-        change_layers(result, change.kind, change.layers, example)
+        result = change_layers(result, change.kind, change.layers, example)
     graph = build_graph(result, example)
     spaces = {space.site.name: space for space in find_spaces(graph)}
     keep = torch.ones(len(graph.pinned), dtype=torch.bool)
@@ -69,7 +72,7 @@ def apply_architecture(network: nn.Module, architecture: Architecture, example: 
         keep[spaces[name].units[torch.tensor(indices)]] = True
     if balance(graph, keep):
         raise ValueError("the architecture leaves groups of different size to a grouped convolution")
-    cut(graph, keep)
+    result = cut(graph, keep)
     for layer in architecture.added_biases:
         module = dict(result.named_modules()).get(layer)
         if not isinstance(module, nn.Linear | nn.Conv2d) or module.bias is not None:

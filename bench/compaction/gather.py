@@ -26,8 +26,10 @@ from bench.compaction.gating import (
     times,
     traced_copy,
 )
-from bench.compaction.graph import Graph, Step, build_graph, plain_copy
+from bench.compaction.graph import build_graph
 from bench.compaction.sites import find_spaces
+from bench.compaction.steps import Graph, Step
+from bench.compaction.tracing import plain_copy
 from methods.base import Site
 from methods.input_gate import InputGate
 

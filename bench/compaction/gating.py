@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
-from bench.compaction.graph import trace
+from bench.compaction.tracing import trace
 from bench.errors import nearest
 from methods.base import Site
 from methods.input_gate import InputGate
@@ -37,8 +37,12 @@ def with_gates(network: nn.Module, sites: Sequence[Site], gates: Gates) -> fx.Gr
 
 
 def check_gates(gates: Gates, sites: Sequence[Site]) -> None:
-    """Raises ValueError where a gate has no site, or another number of units than its site."""
+    """Raises ValueError where a gate has no site, one of tokens, or another number of units than
+    its site."""
     sizes = {site.name: site.size for site in sites}
+    for site in sites:
+        if site.name in gates and site.tokens:
+            raise ValueError(f"site {site.name!r} is of tokens: no gate can depend on the image there")
     for name, gate in gates.items():
         if name not in sizes:
             raise ValueError(

@@ -1,140 +1,26 @@
 """Channel spaces over torch.fx: which channel of which tensor is the same unit.
 
-Every channel (dim 1) of every tensor of the traced network carries the number of a unit. A linear layer or
-convolution opens new units; element-wise operations, normalisation, pooling and depthwise convolutions keep
-them; a flatten repeats them; a concatenation strings them together; an addition unites them. A unit is
-removed from all its tensors or from none. Units of the input, of the output and of operations the analysis
-does not know are pinned.
+Every channel of every tensor of the traced network carries the number of a unit; the channels are on dim 1, or where
+a linear layer or a permutation puts them. A linear layer or convolution opens new units; element-wise operations,
+normalisation, pooling and depthwise convolutions keep them; moves (flatten, chunk, shuffle, …) take them elsewhere;
+a concatenation strings them together; an addition unites them. A unit is removed from all its tensors or from none.
+Units of the input, of the output and of operations the analysis does not know are pinned: they are wild, in that
+nothing is known of which axis is which.
 """
 
 from __future__ import annotations
 
-import copy
-import traceback
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
 
-from bench.compaction import operations
-from bench.compaction.operations import Operation
-from bench.errors import BadInput
-
-
-@dataclass(eq=False)
-class Step:
-    """One node that makes a tensor. layer: path of the module it calls, or "". units: (C,) int64, the unit of
-    each channel; empty for a tensor without channels. shape: of the tensor for the example. overwritten: a
-    later step changes it in place before somebody else reads it."""
-
-    name: str
-    operation: Operation
-    inputs: tuple[Step, ...]
-    shape: tuple[int, ...]
-    units: Tensor
-    layer: str = ""
-    module: nn.Module | None = None
-    overwritten: bool = False
-
-
-@dataclass
-class Graph:
-    """steps: in the order of execution. pinned: (units,) bool. coupled: (units,) bool, touched by an addition
-    or a concatenation. opaque: what pins units, as `where: what`."""
-
-    steps: list[Step]
-    pinned: Tensor
-    coupled: Tensor
-    opaque: tuple[str, ...]
-    readers: dict[Step, list[Step]] = field(default_factory=dict)
-
-    def producers(self) -> list[Step]:
-        """Linear layers and convolutions, in the order of execution."""
-        return [step for step in self.steps if step.operation.kind in ("dense", "depthwise")]
-
-    def step_of(self, layer: str) -> Step | None:
-        """The only step that calls the module at this path, if there is one."""
-        found = [step for step in self.steps if step.layer == layer]
-        return found[0] if len(found) == 1 else None
-
-
-class _Units:
-    """Union-find over unit numbers."""
-
-    def __init__(self) -> None:
-        self.parent: list[int] = []
-
-    def new(self, count: int) -> list[int]:
-        start = len(self.parent)
-        self.parent.extend(range(start, start + count))
-        return list(range(start, start + count))
-
-    def find(self, unit: int) -> int:
-        while self.parent[unit] != unit:
-            self.parent[unit] = self.parent[self.parent[unit]]
-            unit = self.parent[unit]
-        return unit
-
-    def unite(self, first: Iterable[int], second: Iterable[int]) -> None:
-        for one, other in zip(first, second, strict=True):
-            a, b = self.find(one), self.find(other)
-            self.parent[max(a, b)] = min(a, b)
-
-
-class _Recorder(fx.Interpreter):
-    """Runs the traced network once and notes the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-        self.holds_tensors: set[fx.Node] = set()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = tuple(result.shape)
-        elif isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
-            self.holds_tensors.add(n)
-        return result
-
-
-def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A deep copy on the CPU in eval mode, which the analysis may trace and run."""
-    twin = copy.deepcopy(network).cpu().eval()
-    return twin if dtype is None else twin.to(dtype)
-
-
-def fitting(network: nn.Module, example: Tensor) -> Tensor:
-    """The example on the CPU, in the precision of the network."""
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
-    return example.detach().cpu().to(dtype)
-
-
-class _Tracer(fx.Tracer):
-    """Our own layer is a leaf too."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, operations.Zero) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def trace(network: nn.Module) -> fx.Graph:
-    """The calls of `network`. Raises BadInput, with the place, where torch.fx cannot follow it."""
-    try:
-        return _Tracer().trace(network)
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
-        frames = [f for f in frames if f.filename != __file__]
-        place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-        raise BadInput(
-            f"{type(network).__name__} cannot be traced by torch.fx: {_one_line(error)}{place}"
-        ) from error
+from bench.compaction import moves, operations
+from bench.compaction.operations import Given, Operation
+from bench.compaction.steps import Graph, Step, Units, pin_misfits, settled
+from bench.compaction.tracing import Record, record, trace
 
 
 def build_graph(network: nn.Module, example: Tensor) -> Graph:
@@ -143,30 +29,26 @@ def build_graph(network: nn.Module, example: Tensor) -> Graph:
     Raises BadInput where the network cannot be traced or does not take the example.
     """
     traced = trace(network)
-    recorder = _Recorder(fx.GraphModule(network, traced))
-    try:
-        with torch.no_grad():
-            recorder.run(fitting(network, example))
-    except Exception as error:
-        shape = tuple(example.shape)
-        raise BadInput(
-            f"{type(network).__name__} does not take an input of shape {shape}: {_one_line(error)}"
-        ) from error
-    return _Builder(network, traced, recorder).build()
+    return _Builder(network, traced, record(network, traced, example)).build()
 
 
 class _Builder:
-    def __init__(self, network: nn.Module, traced: fx.Graph, recorder: _Recorder) -> None:
-        self.network, self.traced, self.recorder = network, traced, recorder
-        self.units = _Units()
-        self.unit_lists: dict[Step, list[int]] = {}
+    def __init__(self, network: nn.Module, traced: fx.Graph, run: Record) -> None:
+        self.network, self.traced, self.run = network, traced, run
+        self.units = Units()
+        self.lists: dict[Step, list[int]] = {}
         self.steps: dict[fx.Node, Step] = {}
+        self.order_made: list[Step] = []
+        # Nodes whose channels are on several axes, or that are several tensors, and which step they are of. The last
+        # says whether a tensor on the way had its channels on several axes.
+        self.pending: dict[fx.Node, tuple[Step, moves.Moved, bool]] = {}
         self.sources: dict[fx.Node, set[Step]] = {}
         self.pins: list[list[int]] = []
         self.couplings: list[list[int]] = []
         self.opaque: list[str] = []
         self.order = {node: index for index, node in enumerate(traced.nodes)}
         self.shared = self._shared_modules()
+        self.reads = Counter(str(node.target) for node in traced.nodes if node.op == "get_attr")
 
     def _shared_modules(self) -> set[int]:
         """Modules with parameters that are called more than once, read apart from their call, or share a
@@ -188,11 +70,21 @@ class _Builder:
         for node in self.traced.nodes:
             if node.op == "output":
                 self._output(node)
-            elif node in self.recorder.shapes:
+            elif node in self.run.shapes:
                 self._tensor(node)
             else:
                 self._other(node)
-        return self._settle()
+        roots = torch.tensor([self.units.find(unit) for unit in range(len(self.units.parent))]).long()
+        for step in self.order_made:
+            step.units = roots[torch.tensor(self.lists[step], dtype=torch.int64)]
+        pinned, coupled = settled(self.pins, roots), settled(self.couplings, roots)
+        opaque = tuple(dict.fromkeys(self.opaque))
+        graph = Graph(self.network, self.traced, self.order_made, pinned, coupled, opaque)
+        for step in graph.steps:
+            for source in dict.fromkeys(step.inputs):
+                graph.readers.setdefault(source, []).append(step)
+        pin_misfits(graph)
+        return graph
 
     def _add(self, node: fx.Node, operation: Operation, inputs: tuple[Step, ...], units: list[int]) -> Step:
         is_module = node.op == "call_module"
@@ -200,82 +92,149 @@ class _Builder:
             name=node.name,
             operation=operation,
             inputs=inputs,
-            shape=self.recorder.shapes.get(node, ()),
+            shape=self.run.shapes.get(node, ()),
             units=torch.empty(0, dtype=torch.int64),
-            layer=str(node.target) if is_module else "",
+            layer=str(node.target) if is_module or operation.kind == "parameter" else "",
             module=self.network.get_submodule(str(node.target)) if is_module else None,
+            node=node,
         )
-        self.steps[node], self.unit_lists[step] = step, units
+        self.steps[node], self.lists[step] = step, units
+        self.order_made.append(step)
         return step
 
+    def _wild(self, node: fx.Node, operation: Operation, inputs: tuple[Step, ...]) -> None:
+        shape = self.run.shapes.get(node, ())
+        units = self.units.new(shape[1] if len(shape) > 1 else 0)
+        self.pins.append(units)
+        self._add(node, operation, inputs, units).wild = True
+
+    def _as_on(self, step: Step, axis: int) -> Step:
+        """A wild step, its channels taken to be on another axis."""
+        if not step.wild or step.axis == axis:
+            return step
+        units = self.units.new(step.shape[axis])
+        self.pins.append(units)
+        twin = replace(
+            step, operation=Operation("opaque", axis), inputs=(step,), layer="", module=None, node=None
+        )
+        self.lists[twin] = units
+        self.order_made.append(twin)
+        return twin
+
+    def _tensors(self, node: fx.Node) -> tuple[Step, ...]:
+        """The tensors a node reads. Channels that are on several axes here are given up."""
+        for n in node.all_input_nodes:
+            if n in self.pending and n in self.run.shapes and n not in self.steps:
+                source = self.pending[n][0]
+                self._pin(n, operations.opaque("channels on more than one axis"), (source,))
+                self._wild(n, Operation("opaque"), (source,))
+        return tuple(self.steps[n] for n in node.all_input_nodes if n in self.steps)
+
     def _output(self, node: fx.Node) -> None:
-        inputs = tuple(self.steps[n] for n in node.all_input_nodes if n in self.steps)
-        self.pins.extend(self.unit_lists[step] for step in inputs)
+        inputs = self._tensors(node)
+        self.pins.extend(self.lists[step] for step in inputs)
         self._add(node, Operation("output"), inputs, [])
 
     def _other(self, node: fx.Node) -> None:
-        """Sizes are followed to where they are used; anything else that is no tensor pins what it was made
-        of."""
+        """Sizes are followed to where they are used, several tensors to where one of them is taken; anything else that
+        is no tensor pins what it was made of."""
+        if node in self.run.holds_tensors and self._several(node):
+            return
         sources: set[Step] = set()
         for n in node.all_input_nodes:
-            sources |= {self.steps[n]} if n in self.steps else self.sources.get(n, set())
+            if n in self.pending:
+                sources.add(self.pending[n][0])
+            else:
+                sources |= {self.steps[n]} if n in self.steps else self.sources.get(n, set())
         self.sources[node] = sources
-        if node in self.recorder.holds_tensors:
+        if node in self.run.holds_tensors:
             self._pin(node, operations.opaque(str(getattr(node.target, "__name__", node.target))), sources)
 
     def _pin(self, node: fx.Node, operation: Operation, sources: Iterable[Step]) -> None:
-        self.pins.extend(self.unit_lists[step] for step in sources)
+        """Names the node where it pins anything that was not, a layer's own outputs among it."""
+        sources = tuple(sources)
+        self.pins.extend(self.lists[step] for step in sources)
         where = str(node.target) if node.op == "call_module" else node.name
-        self.opaque.append(f"{where}: {operation.reason}")
+        is_layer = node.op == "call_module" and isinstance(
+            self.network.get_submodule(where), operations.LAYERS
+        )
+        if is_layer or not sources or not all(step.wild for step in sources):
+            self.opaque.append(f"{where}: {operation.reason}")
 
     def _tensor(self, node: fx.Node) -> None:
-        shape = self.recorder.shapes[node]
-        channels = shape[1] if len(shape) >= 2 else 0
-        if node.op in ("placeholder", "get_attr"):
-            units = self.units.new(channels)
-            self.pins.append(units)
-            self._add(node, Operation("input"), (), units)
+        if node.op == "get_attr":
+            self._parameter(node)
             return
-        inputs = tuple(self.steps[n] for n in node.all_input_nodes if n in self.steps)
+        if node.op == "placeholder":
+            self._wild(node, Operation("input"), ())
+            return
+        module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if self._moved(node, module):
+            return
+        inputs = self._tensors(node)
         sizes = [n for n in node.all_input_nodes if n not in self.steps]
-        operation = self._classify(node, inputs, shape)
-        if sizes and operation.kind not in ("flatten", "opaque"):
+        operation = self._classify(node, module, inputs)
+        if sizes and operation.kind != "opaque":
             operation = operations.opaque(f"{node.name} computes with a size")
         if operation.kind == "opaque":
             sized = set().union(*(self.sources.get(n, set()) for n in sizes))
-            self._pin(node, operation, {*inputs, *sized})
-            units = self.units.new(channels)
-            self.pins.append(units)
-        else:
-            units = self._units(operation, inputs, channels, shape)
-        self._add(node, operation, inputs, units)
+            self._pin(node, operation, dict.fromkeys((*inputs, *sized)))
+            self._wild(node, operation, inputs)
+            return
+        inputs = tuple(self._as_on(step, axis) for step, axis in zip(inputs, operation.takes, strict=True))
+        step = self._add(node, operation, inputs, self._units(operation, inputs, self.run.shapes[node]))
+        step.wild = bool(inputs) and operation.kind != "dense" and all(s.wild for s in inputs)
+        if operation.reason:
+            self._pin(node, operation, (step,))
 
-    def _classify(self, node: fx.Node, inputs: tuple[Step, ...], shape: tuple[int, ...]) -> Operation:
-        module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if any(not self.unit_lists[step] for step in inputs) or not inputs:
-            return operations.opaque("a tensor without channels")
+    def _parameter(self, node: fx.Node) -> None:
+        """One number per channel (a layer scale) is cut with the channels; any other tensor is what it is."""
+        shape, target = self.run.shapes[node], str(node.target)
+        long = [d for d, size in enumerate(shape) if size > 1]
+        home = self.network.get_submodule(target.rpartition(".")[0])
+        is_own = isinstance(
+            dict(home.named_parameters(recurse=False)).get(target.rpartition(".")[2]), nn.Parameter
+        )
+        if len(long) != 1 or not is_own or self.reads[target] > 1 or not any(True for _ in home.children()):
+            self._wild(node, Operation("input"), ())
+            return
+        self._add(node, Operation("parameter", long[0]), (), self.units.new(shape[long[0]]))
+
+    def _classify(self, node: fx.Node, module: nn.Module | None, inputs: tuple[Step, ...]) -> Operation:
+        if any(not self.lists[step] for step in inputs) or not inputs:
+            what = operations.describe(node) if module is None else type(module).__name__
+            return operations.opaque(f"{what} of a tensor without channels")
         if module is not None and id(module) in self.shared and any(True for _ in module.parameters()):
             return operations.opaque(f"{type(module).__name__} used more than once")
-        if operations.in_place(node, module):
-            first = node.all_input_nodes[0]
-            if any(self.order[user] > self.order[node] for user in first.users):
-                self.steps[first].overwritten = True
-                return operations.opaque("overwrites a tensor that is read again")
-        return operations.classify(node, module, [step.shape for step in inputs], shape)
+        if operations.in_place(node, module) and self._is_read_again(node):
+            return operations.opaque("overwrites a tensor that is read again")
+        given = [Given(step.shape, None if step.wild else step.axis) for step in inputs]
+        return operations.classify(node, module, given, self.run.shapes[node])
 
-    def _units(
-        self, operation: Operation, inputs: tuple[Step, ...], channels: int, shape: tuple[int, ...]
-    ) -> list[int]:
-        lists = [self.unit_lists[step] for step in inputs]
-        if operation.kind in ("dense", "zero"):
-            return self.units.new(channels)
+    def _is_read_again(self, node: fx.Node) -> bool:
+        """Whether the tensor that a node overwrites, or one that it is a view of, is read after it."""
+        first: fx.Node | None = node.all_input_nodes[0]
+        again = False
+        while first is not None:
+            if any(self.order[user] > self.order[node] for user in first.users):
+                again = True
+                if first in self.steps:
+                    self.steps[first].overwritten = True
+            step = self.steps.get(first)
+            is_view = first in self.pending or (
+                step is not None and (step.operation.identity or step.operation.kind in ("flatten", "move"))
+            )
+            first = first.all_input_nodes[0] if is_view and first.all_input_nodes else None
+        return again
+
+    def _units(self, operation: Operation, inputs: tuple[Step, ...], shape: tuple[int, ...]) -> list[int]:
+        lists = [self.lists[step] for step in inputs]
+        if operation.kind == "dense":
+            return self.units.new(shape[operation.axis])
         if operation.kind == "depthwise":
-            units = self.units.new(channels)
+            units = self.units.new(shape[operation.axis])
             self.units.unite(units, lists[0])
             return units
-        if operation.kind == "flatten":
-            repeat = channels // len(lists[0])
-            return [unit for unit in lists[0] for _ in range(repeat)]
         if operation.kind == "cat":
             self.couplings.extend(lists)
             return [unit for units in lists for unit in units]
@@ -285,39 +244,63 @@ class _Builder:
                 self.couplings.append(other)
         return lists[0]
 
-    def _settle(self) -> Graph:
-        count = len(self.units.parent)
-        roots = torch.tensor([self.units.find(unit) for unit in range(count)], dtype=torch.int64)
-        steps = list(self.steps.values())
-        for step in steps:
-            step.units = roots[torch.tensor(self.unit_lists[step], dtype=torch.int64)]
-        pinned, coupled = torch.zeros(count, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
-        for mask, lists in ((pinned, self.pins), (coupled, self.couplings)):
-            for units in lists:
-                mask[roots[torch.tensor(units, dtype=torch.int64)]] = True
-        graph = Graph(steps, pinned, coupled, tuple(dict.fromkeys(self.opaque)))
-        for step in steps:
-            for source in dict.fromkeys(step.inputs):
-                graph.readers.setdefault(source, []).append(step)
-        _pin_misfits(graph)
-        return graph
+    def _origin(self, node: fx.Node) -> tuple[Step, moves.Moved, bool] | None:
+        """Of a node that moves elements: the step they are of, the tensors it takes them from, and whether those have
+        their channels on several axes."""
+        if not node.all_input_nodes:
+            return None
+        first, *others = node.all_input_nodes
+        if any(n not in self.run.numbers for n in others):
+            return None
+        if first in self.pending:
+            return self.pending[first]
+        if node.target in moves.COPIES:
+            return None
+        step = self.steps.get(first)
+        if step is None or not self.lists[step]:
+            return None
+        return step, (torch.empty(0) if step.wild else moves.numbered(step.shape)), False
 
+    def _several(self, node: fx.Node) -> bool:
+        """Whether a node that gives several tensors does so by moving elements."""
+        origin = self._origin(node) if moves.is_move(node, None) else None
+        if origin is None:
+            return False
+        source, given, scattered = origin
+        moved = given if source.wild else moves.move(node, None, given, self.run.numbers)
+        self.pending[node] = source, moved, scattered
+        return True
 
-def _pin_misfits(graph: Graph) -> None:
-    """Pins spaces that are pinned in part, and producers that share some of their units but not all in one
-    order."""
-    producers = graph.producers()
-    changed = True
-    while changed:
-        before = int(graph.pinned.sum())
-        owner: dict[int, Step] = {}
-        for step in producers:
-            units = step.units.tolist()
-            others = {owner[unit] for unit in units if unit in owner}
-            misfit = len(set(units)) < len(units) or any(other.units.tolist() != units for other in others)
-            if misfit or bool(graph.pinned[step.units].any()):
-                for each in (step, *others):
-                    graph.pinned[each.units] = True
-            for unit in units:
-                owner.setdefault(unit, step)
-        changed = int(graph.pinned.sum()) != before
+    def _moved(self, node: fx.Node, module: nn.Module | None) -> bool:
+        """Whether a node moves elements; if so, it has become a step, or waits for what becomes of it."""
+        origin = self._origin(node) if moves.is_move(node, module) else None
+        if origin is None:
+            return False
+        source, given, scattered = origin
+        if source.wild:
+            self._wild(node, Operation("opaque"), (source,))
+            return True
+        moved = moves.move(node, module, given, self.run.numbers)
+        assert isinstance(moved, Tensor)
+        places = moves.places(moved, source.shape, source.axis)
+        rewrite = (
+            None
+            if places is None
+            else moves.rewriting(node, module, places, len(self.lists[source]), scattered)
+        )
+        if places is None or rewrite is None:
+            self.pending[node] = source, moved, True
+            return True
+        units = self.lists[source]
+        index = places.index.tolist()
+        if min(index) >= 0:
+            units = [units[position] for position in index]
+        else:
+            # Not those of the source: the `Select` that is put in place does not need the same channels on both sides.
+            units = self.units.new(len(index))
+            self.couplings.append(units)
+        kind = "flatten" if moves.is_flatten(moved, places, len(self.lists[source])) else "move"
+        operation = Operation(kind, places.axis, (source.axis,), uniform=places.uniform)  # type: ignore[arg-type]
+        step = self._add(node, operation, (source,), units)
+        step.index, step.rewrite = places.index, rewrite
+        return True

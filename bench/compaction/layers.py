@@ -12,24 +12,32 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.graph import Graph, Step, build_graph
-from bench.compaction.operations import Zero, is_padded
+from bench.compaction.branches import Branch, branch_of, is_sum, only_reader, serving, take_out
+from bench.compaction.graph import build_graph
+from bench.compaction.operations import is_padded
 from bench.compaction.rewrite import add_bias
+from bench.compaction.steps import Graph, Step
 
-ChangeKind = Literal["drop", "linearise", "merge"]
+ChangeKind = Literal["drop", "linearise", "merge", "shift"]
 
 
-def change_layers(network: nn.Module, kind: ChangeKind, layers: Sequence[str], example: Tensor) -> None:
-    """Changes `network` (CPU, eval mode) in place. Raises ValueError where the change would not be exact, or
-    is none."""
+def change_layers(network: nn.Module, kind: ChangeKind, layers: Sequence[str], example: Tensor) -> nn.Module:
+    """`network` (CPU, eval mode), changed in place, or a `GraphModule` of what is left of it. Raises ValueError where
+    the change would not be exact, or is none."""
     graph = build_graph(network, example)
     if kind == "linearise":
         for layer in layers:
             replace(network, find_activation(graph, layer).layer, nn.Identity())
     elif kind == "drop":
-        _drop(network, graph, layers)
+        return take_out(graph, [find_branch(graph, layers)], shifts=False)
+    elif kind == "shift":
+        branches = [branch_of(graph, layer) for layer in layers]
+        if None in branches:
+            raise ValueError(f"{layers[branches.index(None)]!r} ends no branch of a sum")
+        return take_out(graph, [branch for branch in branches if branch is not None], shifts=True)
     else:
         _merge(network, graph, layers)
+    return network
 
 
 def replace(network: nn.Module, path: str, module: nn.Module) -> None:
@@ -44,11 +52,6 @@ def _step(graph: Graph, layer: str) -> Step:
     return step
 
 
-def _only_reader(graph: Graph, step: Step) -> Step | None:
-    readers = graph.readers.get(step, [])
-    return readers[0] if len(readers) == 1 else None
-
-
 def _called_once(graph: Graph, step: Step) -> bool:
     return step.module is not None and sum(other.module is step.module for other in graph.steps) == 1
 
@@ -58,7 +61,7 @@ def find_activation(graph: Graph, layer: str) -> Step:
     one."""
     step: Step | None = _step(graph, layer)
     while step is not None and (step.operation.kind != "map" or step.operation.identity):
-        step = _only_reader(graph, step)
+        step = only_reader(graph, step)
         if step is None or step.operation.kind not in ("norm", "map"):
             raise ValueError(f"no activation follows {layer!r}")
     assert step is not None
@@ -69,39 +72,19 @@ def find_activation(graph: Graph, layer: str) -> Step:
     return step
 
 
-def find_branch(graph: Graph, layers: Sequence[str]) -> tuple[Step, list[Step]]:
-    """Of a branch named by some of its layers: the last step, whose output goes into a sum and nowhere else,
-    and all steps that serve this branch alone, the last one included."""
+def find_branch(graph: Graph, layers: Sequence[str]) -> Branch:
+    """The branch that is named by some of its layers, the last of which gives what goes into the sum."""
     if not layers:
         raise ValueError("a branch to drop needs a layer")
     last = max((_step(graph, layer) for layer in layers), key=graph.steps.index)
-    reader = _only_reader(graph, last)
-    tensors = len(reader.inputs) if reader is not None else 0
-    if reader is None or reader.operation.kind != "map" or reader.operation.product or tensors < 2:
+    into = only_reader(graph, last)
+    if into is None or not is_sum(into):
         raise ValueError(f"the output of {last.layer!r} does not go into a sum alone: it ends no branch")
-    branch = {last}
-    for step in reversed(graph.steps[: graph.steps.index(last)]):
-        readers = graph.readers.get(step, [])
-        if step.operation.kind != "input" and readers and all(other in branch for other in readers):
-            branch.add(step)
-    strangers = [layer for layer in layers if _step(graph, layer) not in branch]
+    branch = Branch(last, into, serving(graph, last))
+    strangers = [layer for layer in layers if _step(graph, layer) not in branch.steps]
     if strangers:
         raise ValueError(f"{strangers[0]!r} is not of the branch that ends in {last.layer!r}")
-    return last, [step for step in graph.steps if step in branch]
-
-
-def _drop(network: nn.Module, graph: Graph, layers: Sequence[str]) -> None:
-    last, branch = find_branch(graph, layers)
-    for step in branch:
-        if step is last or not _called_once(graph, step):
-            continue
-        # At its beginning an Identity would hand on the stream itself, for an activation in place to spoil.
-        begins = any(source not in branch for source in step.inputs)
-        one_pixel = (1,) * (len(step.shape) - 2)
-        replace(network, step.layer, Zero(1, one_pixel) if begins else nn.Identity())
-    if not _called_once(graph, last):
-        raise ValueError(f"{last.layer!r} is called elsewhere too: its branch cannot be dropped")
-    replace(network, last.layer, Zero(last.shape[1], last.shape[2:]))
+    return branch
 
 
 @torch.no_grad()
@@ -109,13 +92,13 @@ def _merge(network: nn.Module, graph: Graph, layers: Sequence[str]) -> None:
     if len(layers) != 2:
         raise ValueError(f"two layers can be merged, not {len(layers)}: {', '.join(layers)}")
     first, second = (_step(graph, layer) for layer in layers)
-    between = _only_reader(graph, first)
+    between = only_reader(graph, first)
     while between is not None and between is not second:
         if not between.operation.identity:
             raise ValueError(
                 f"{between.name} lies between {layers[0]!r} and {layers[1]!r}: they cannot be merged"
             )
-        between = _only_reader(graph, between)
+        between = only_reader(graph, between)
     if between is None:
         raise ValueError(f"{layers[1]!r} is not the only reader of {layers[0]!r}: they cannot be merged")
     if {first.operation.kind, second.operation.kind} != {"dense"}:

@@ -12,9 +12,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.graph import Graph, Step
 from bench.compaction.operations import is_padded
 from bench.compaction.sites import Space
+from bench.compaction.steps import Graph, Step
 
 LIVE = math.nan
 Values = dict[Step, Tensor]
@@ -23,10 +23,12 @@ Values = dict[Step, Tensor]
 def rows_and_columns(module: nn.Module) -> tuple[Tensor, Tensor]:
     """Of a linear layer or convolution: which output reads which input, (O, I) bool, and the sum of the
     weights between them over the kernel, (O, I). Of a depthwise convolution: the same per channel, (C,)."""
-    assert isinstance(module, nn.Linear | nn.Conv2d)
+    assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     weight = module.weight.detach()
     if isinstance(module, nn.Linear):
         return weight != 0, weight
+    if isinstance(module, nn.ConvTranspose2d):
+        weight = weight.transpose(0, 1)
     reads, total = (weight != 0).flatten(2).any(2), weight.flatten(2).sum(2)
     if module.groups == 1:
         return reads, total
@@ -38,6 +40,8 @@ def rows_and_columns(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 def folds(module: nn.Module) -> bool:
     """Whether a constant input acts as a bias at every pixel."""
+    if isinstance(module, nn.ConvTranspose2d):
+        return False  # how often a pixel is written depends on where it is
     return not (isinstance(module, nn.Conv2d) and is_padded(module))
 
 
@@ -48,29 +52,32 @@ def values(graph: Graph) -> Values:
     for step in graph.steps:
         value = _value(step, [found[source] for source in step.inputs])
         value = torch.where(value.isfinite(), value, LIVE)
-        found[step] = torch.full_like(value, LIVE) if step.overwritten else value
+        found[step] = torch.full_like(value, LIVE) if step.overwritten or step.wild else value
+        if step.operation.kind == "parameter":
+            found[step] = graph.network.get_parameter(step.layer).double().flatten()
     return found
 
 
 def _value(step: Step, inputs: list[Tensor]) -> Tensor:
     kind, module = step.operation.kind, step.module
     unknown = torch.full((len(step.units),), LIVE, dtype=torch.float64)
-    if kind in ("input", "opaque", "output"):
+    if kind in ("input", "opaque", "output", "parameter"):
         return unknown
-    if kind == "zero":
-        return torch.zeros_like(unknown)
     if kind == "cat":
         return torch.cat(inputs)
     given = inputs[0]
-    if kind == "flatten":
-        return given.repeat_interleave(len(unknown) // len(given))
-    if kind == "pool":
+    if step.index is not None:  # a move
+        given = torch.cat([given, torch.zeros(1, dtype=given.dtype)])[step.index]  # -1 is the zero
+    if kind in ("pool", "flatten", "move"):
         return given if step.operation.uniform else torch.where(given == 0, given, LIVE)
     if kind == "norm":
         assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
         assert module.running_mean is not None
         assert module.running_var is not None
-        scale = module.weight.double() / (module.running_var.double() + module.eps).sqrt()
+        deviation = (module.running_var.double() + module.eps).sqrt()
+        if not module.affine:
+            return (given - module.running_mean.double()) / deviation
+        scale = module.weight.double() / deviation
         moved = (given - module.running_mean.double()) * scale + module.bias.double()
         return torch.where(module.weight == 0, module.bias.double(), moved)
     if kind == "map":
@@ -81,7 +88,7 @@ def _value(step: Step, inputs: list[Tensor]) -> Tensor:
             results = torch.where(anyone, 0.0, results)
             return torch.where(torch.stack(inputs).isnan().any(0) & ~anyone, LIVE, results)
         return torch.where(torch.stack(inputs).isnan().any(0), LIVE, results)
-    assert isinstance(module, nn.Linear | nn.Conv2d)
+    assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     usable = given.isfinite() if folds(module) else given == 0
     reads, total = rows_and_columns(module)
     constants = torch.where(usable, given, 0.0)
@@ -101,15 +108,18 @@ def needed_units(graph: Graph, known: Values, fold_padded: bool = False) -> Tens
     needs = {step: graph.pinned[step.units].clone() for step in graph.steps}
     for step in reversed(graph.steps):
         need, kind = needs[step], step.operation.kind
-        if kind in ("input", "opaque", "output", "zero"):
+        if kind in ("input", "opaque", "output", "parameter"):
             continue
         if kind == "cat":
             parts = need.split([len(source.units) for source in step.inputs])
             for source, part in zip(step.inputs, parts, strict=True):
                 needs[source] |= part
-        elif kind == "flatten":
+        elif step.index is not None:
             source = step.inputs[0]
-            needs[source] |= need.view(len(source.units), -1).any(1)
+            read = step.index[need & (step.index >= 0)]
+            wanted = torch.zeros(len(source.units), dtype=torch.bool)
+            wanted[read] = True
+            needs[source] |= wanted & (known[source] != 0) if step.rewrite == "select" else wanted
         elif kind == "depthwise":
             assert step.module is not None
             needs[step.inputs[0]] |= need & rows_and_columns(step.module)[0]
@@ -162,3 +172,15 @@ def keep_runnable(graph: Graph, spaces: list[Space], keep: Tensor) -> tuple[str,
             keep[space.units[0]] = True
     balance(graph, keep)
     return tuple(space.site.name for space in empty)
+
+
+def round_up(graph: Graph, spaces: list[Space], keep: Tensor, multiple: int) -> None:
+    """Keeps further units, the first that could go, until every space has a multiple of `multiple`, or all."""
+    count = -1
+    while multiple > 1 and count != int(keep.sum()):
+        count = int(keep.sum())
+        for space in spaces:
+            gone = space.units[~keep[space.units]]
+            missing = -(len(space.units) - len(gone)) % multiple
+            keep[gone[:missing]] = True
+        balance(graph, keep)

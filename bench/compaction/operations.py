@@ -8,42 +8,43 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from bench.compaction.moves import COPIES
+from bench.compaction.own_layers import Shift
+
 Kind = Literal[
-    "input", "dense", "depthwise", "norm", "map", "pool", "flatten", "cat", "zero", "opaque", "output"
-]
+    "input", "parameter", "dense", "depthwise", "norm", "map", "pool", "flatten", "move", "cat", "opaque",
+    "output",
+]  # fmt: skip
 Evaluate = Callable[[Sequence[Tensor]], Tensor]
 
 
-class Zero(nn.Module):
-    """What is left of a dropped branch: zeros of the branch's shape (N, channels, *size) for any input (N,
-    …)."""
+class Given(NamedTuple):
+    """An input tensor. axis: of its channels; None where they are all pinned, so that any axis will do."""
 
-    def __init__(self, channels: int, size: tuple[int, ...]) -> None:
-        super().__init__()
-        self.channels, self.size = channels, size
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0], self.channels, *self.size)
+    shape: tuple[int, ...]
+    axis: int | None
 
 
 @dataclass(frozen=True)
 class Operation:
-    """kind: see below. uniform: a channel that is constant over space stays constant (only pooling).
-    identity: a map that changes nothing in eval mode. evaluate: a map on values of shape (1, C). product: a
-    map that is a product. reason: why it is opaque.
+    """kind: see below. axis: of the channels, in the result. takes: the same for each input. uniform: a channel that
+    is constant over space stays constant (pooling and moves). identity: a map that changes nothing in eval mode.
+    evaluate: a map on values of shape (1, C). product: a map that is a product. reason: why the result is pinned.
 
-    dense: linear layer or convolution, opens a channel space. depthwise, norm, map, pool: channel by channel.
-    flatten: every channel becomes as many features as it has pixels. cat: along dim 1. zero: zeros whatever
-    the input.
+    dense: linear layer or convolution, opens a channel space. parameter: a tensor of one number per channel that the
+    code reads by itself. depthwise, norm, map, pool: channel by channel. flatten: every channel becomes as many
+    features as it has pixels. move: channels elsewhere (see `moves`). cat: along the channels.
     """
 
     kind: Kind
+    axis: int = 1
+    takes: tuple[int, ...] = ()
     uniform: bool = True
     identity: bool = False
     product: bool = False
@@ -89,10 +90,14 @@ HOMOGENEOUS = (
 
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+ALONG_ONE = (nn.Conv2d, nn.ConvTranspose2d, nn.PReLU, nn.AvgPool2d, *NORMS)
 UNIFORM_POOLS = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+QUOTIENTS = {operator.truediv, torch.div, "div"}
+"""Known where a tensor is divided by a number."""
 _WORDS = (
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "logsigmoid",
     "tanh", "hardswish", "hardsigmoid", "hardtanh", "softplus", "softsign", "softshrink", "hardshrink",
@@ -106,10 +111,11 @@ _MAPS: set[Any] = {
     if found is not None
 }
 _MAPS |= {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
-_COPIES = {"contiguous", "clone"}
 _DROPOUTS = {F.dropout, F.dropout2d}
-_FLATTENS = {torch.flatten, "flatten"}
-_RESHAPES = {torch.reshape, "view", "reshape"}
+_STOCHASTIC_DEPTH = (
+    "stochastic_depth",
+    "torchvision.ops.stochastic_depth",
+)  # by name: importing it takes long
 _CATS = {torch.cat, torch.concat}
 _MEANS = {torch.mean, "mean"}
 _FUNCTIONAL_MAX_POOLS = {F.max_pool2d, torch.max_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d}
@@ -119,7 +125,8 @@ def opaque(reason: str) -> Operation:
     return Operation("opaque", reason=reason)
 
 
-def _describe(node: fx.Node) -> str:
+def describe(node: fx.Node) -> str:
+    """The function or method that a node calls."""
     return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
 
 
@@ -137,7 +144,7 @@ def in_place(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node overwrites its first input."""
     if module is not None:
         return bool(getattr(module, "inplace", False))
-    name = _describe(node)
+    name = describe(node)
     return (
         node.target in (operator.iadd, operator.imul)
         or bool(node.kwargs.get("inplace", False))
@@ -146,12 +153,14 @@ def in_place(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def classify(
-    node: fx.Node, module: nn.Module | None, inputs: Sequence[Sequence[int]], output: Sequence[int]
+    node: fx.Node, module: nn.Module | None, inputs: Sequence[Given], shape: Sequence[int]
 ) -> Operation:
-    """inputs, output: shapes of the tensors that go in and out."""
+    """shape: of the tensor that comes out. Moves apart, see `moves`."""
+    if not inputs:
+        return opaque(describe(node))
     if module is not None:
-        return _classify_module(node, module, inputs, output)
-    return _classify_function(node, inputs, output)
+        return _classify_module(node, module, inputs, shape)
+    return _classify_function(node, inputs, shape)
 
 
 def _evaluator(node: fx.Node, function: Callable[..., Any]) -> Evaluate:
@@ -168,100 +177,111 @@ def _evaluator(node: fx.Node, function: Callable[..., Any]) -> Evaluate:
     return evaluate
 
 
+def _on(given: Given, axis: int) -> bool:
+    """Whether the channels of a tensor are on this axis, or may be taken to be."""
+    return len(given.shape) > axis and given.axis in (axis, None)
+
+
 def _classify_module(
-    node: fx.Node, module: nn.Module, inputs: Sequence[Sequence[int]], output: Sequence[int]
+    node: fx.Node, module: nn.Module, inputs: Sequence[Given], shape: Sequence[int]
 ) -> Operation:
-    kind, shape = type(module), inputs[0]
-    name = kind.__name__
+    kind, given = type(module), inputs[0]
+    name, dims = kind.__name__, len(given.shape)
     if len(inputs) != 1:
         return opaque(f"{name} with {len(inputs)} inputs")
-    if isinstance(module, Zero):
-        return Operation("zero")
+    same = 1 if given.axis is None else given.axis
+    if kind in IDENTITIES:
+        return Operation("map", same, (same,), identity=True, evaluate=_evaluator(node, module))
+    if kind in ACTIVATIONS and not isinstance(module, nn.PReLU):
+        return Operation("map", same, (same,), evaluate=_evaluator(node, module))
+    if isinstance(module, Shift):
+        return _shift(module, given)
     if kind is nn.Linear:
-        return Operation("dense") if len(shape) == 2 else opaque(f"Linear on {len(shape)} dimensions")
-    if kind is nn.Conv2d and isinstance(module, nn.Conv2d):
-        if len(shape) != 4:
-            return opaque(f"Conv2d on {len(shape)} dimensions")
-        single = module.groups == module.in_channels == module.out_channels and module.groups > 1
-        return Operation("depthwise" if single else "dense")
+        last = dims - 1
+        if last < 1 or not _on(given, last):
+            return opaque(f"Linear on {dims} dimensions, the last of which are not its channels")
+        return Operation("dense", last, (last,))
+    if kind in UNIFORM_POOLS and len(shape) == 4 and _on(given, 1):
+        return Operation("pool", 1, (1,))
+    if kind not in ALONG_ONE:
+        return opaque(name)
+    if not _on(given, 1):
+        return opaque(f"{name} along other than its channels")
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and kind in (nn.Conv2d, nn.ConvTranspose2d):
+        return _convolution(module, dims)
     if kind in NORMS and isinstance(module, NORMS):
         if not module.track_running_stats or module.running_mean is None:
             return opaque(f"{name} with statistics of the batch")
-        return Operation("norm") if module.affine else opaque(f"{name} without scale and shift")
-    if kind in IDENTITIES:
-        return Operation("map", identity=True, evaluate=_evaluator(node, module))
-    if kind in ACTIVATIONS:
-        return Operation("map", evaluate=_evaluator(node, module))
-    if kind in UNIFORM_POOLS and len(output) == 4:
-        return Operation("pool")
+        return Operation("norm", 1, (1,))
+    if isinstance(module, nn.PReLU) and kind is nn.PReLU:
+        return Operation("map", 1, (1,), evaluate=_evaluator(node, module))
     if isinstance(module, nn.AvgPool2d) and kind is nn.AvgPool2d:
         border = module.padding not in (0, (0, 0)) and module.count_include_pad
-        return Operation("pool", uniform=not border and module.divisor_override is None)
-    if kind is nn.ZeroPad2d:
-        return Operation("pool", uniform=False)
-    if kind is nn.Flatten:
-        return _flatten(shape, output, name)
+        return Operation("pool", 1, (1,), uniform=not border and module.divisor_override is None)
     return opaque(name)
 
 
-def _flatten(shape: Sequence[int], output: Sequence[int], name: str) -> Operation:
-    features = 1
-    for size in shape[1:]:
-        features *= size
-    if len(shape) >= 2 and tuple(output) == (shape[0], features):
-        return Operation("flatten")
-    return opaque(name)
+def _convolution(module: nn.Conv2d | nn.ConvTranspose2d, dims: int) -> Operation:
+    name = type(module).__name__
+    if dims != 4:
+        return opaque(f"{name} on {dims} dimensions")
+    if isinstance(module, nn.Conv2d):
+        single = module.groups == module.in_channels == module.out_channels and module.groups > 1
+        return Operation("depthwise" if single else "dense", 1, (1,))
+    if module.groups > 1:
+        return opaque(f"{name} with groups")
+    # A site promises that row i of a producer's weight belongs to unit i, and here it is a column.
+    return Operation("dense", 1, (1,), reason=f"outputs of {name}")
 
 
-def _classify_function(node: fx.Node, inputs: Sequence[Sequence[int]], output: Sequence[int]) -> Operation:
-    target, name = node.target, _describe(node)
-    if not inputs:
-        return opaque(name)
-    shape = inputs[0]
+def _shift(module: Shift, given: Given) -> Operation:
+    axis = len(given.shape) + module.axis
+    if not _on(given, axis):
+        return opaque("Shift along other than its channels")
+
+    def evaluate(values: Sequence[Tensor]) -> Tensor:
+        return values[0] + module.bias
+
+    return Operation("map", axis, (axis,), evaluate=evaluate)
+
+
+def _classify_function(node: fx.Node, inputs: Sequence[Given], shape: Sequence[int]) -> Operation:
+    target, name = node.target, describe(node)
     function: Callable[..., Any] = _method(str(target)) if isinstance(target, str) else target
-    if target in _RESHAPES:
-        return _reshape(node, shape, output, name)
-    if target in _FLATTENS:
-        return _flatten(shape, output, name)
     if target in _CATS:
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        parts = node.args[0]
-        plain = isinstance(parts, list | tuple) and len(parts) == len(inputs)
-        if plain and isinstance(dim, int) and dim % len(output) == 1:
-            return Operation("cat")
-        return opaque(name)
+        return _concatenation(node, inputs, shape, name)
     if target in ADDITIONS or target in PRODUCTS:
-        same = all(len(s) == len(output) and s[1] == output[1] for s in inputs)
-        operands = all(isinstance(a, fx.Node | int | float) for a in node.args)
-        if not same or not operands or node.kwargs or len(output) < 2:
-            return opaque(name)
-        return Operation("map", product=target in PRODUCTS, evaluate=_evaluator(node, function))
+        return _elementwise(node, inputs, shape, name, function)
     if len(inputs) != 1:
         return opaque(name)
+    given = inputs[0]
+    same = 1 if given.axis is None else given.axis
+    if target in QUOTIENTS:
+        if len(node.args) == 2 and isinstance(node.args[1], int | float) and not node.kwargs:
+            return Operation("map", same, (same,), product=True, evaluate=_evaluator(node, function))
+        return opaque(name)
     if target in _MAPS:
-        return Operation("map", evaluate=_evaluator(node, function))
-    if target in _COPIES:
-        return Operation("map", identity=True, evaluate=_evaluator(node, function))
-    if target in _DROPOUTS:
-        training = node.kwargs.get("training", node.args[2] if len(node.args) > 2 else True)
+        return Operation("map", same, (same,), evaluate=_evaluator(node, function))
+    if target in COPIES:
+        return Operation("map", same, (same,), identity=True, evaluate=_evaluator(node, function))
+    if target in _DROPOUTS or (name, getattr(target, "__module__", "")) == _STOCHASTIC_DEPTH:
+        at = 3 if name == _STOCHASTIC_DEPTH[0] else 2
+        training = node.kwargs.get("training", node.args[at] if len(node.args) > at else True)
         if training is False:
-            return Operation("map", identity=True, evaluate=_evaluator(node, function))
+            return Operation("map", same, (same,), identity=True, evaluate=lambda values: values[0].clone())
         return opaque(f"{name} that is always on")
+    if target in _MEANS:
+        return _mean(node, given, name)
+    if not _on(given, 1):
+        return opaque(name)
     if target in _FUNCTIONAL_MAX_POOLS:
-        return Operation("pool")
+        return Operation("pool", 1, (1,))
     if target is F.avg_pool2d:
         words = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor")
-        given = dict(zip(words, node.args, strict=False)) | node.kwargs
-        border = given.get("padding", 0) not in (0, (0, 0), [0, 0])
+        stated = dict(zip(words, node.args, strict=False)) | node.kwargs
+        border = stated.get("padding", 0) not in (0, (0, 0), [0, 0])
         plain = not border and len(node.args) < 7 and "divisor_override" not in node.kwargs
-        return Operation("pool", uniform=plain)
-    if target in _MEANS:
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        listed = [dims] if isinstance(dims, int) else dims
-        if isinstance(listed, list | tuple) and all(
-            isinstance(d, int) and d % len(shape) >= 2 for d in listed
-        ):
-            return Operation("pool")
+        return Operation("pool", 1, (1,), uniform=plain)
     return opaque(name)
 
 
@@ -269,14 +289,43 @@ def _method(name: str) -> Callable[..., Any]:
     return lambda self, *args, **kwargs: getattr(self, name)(*args, **kwargs)
 
 
-def _reshape(node: fx.Node, shape: Sequence[int], output: Sequence[int], name: str) -> Operation:
-    """Flattening, unless the number of features stands in the code as a literal, which fewer channels would
-    break."""
-    sizes = node.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
-        sizes = tuple(sizes[0])
-    if len(sizes) != 2 or node.kwargs:
+def _mean(node: fx.Node, given: Given, name: str) -> Operation:
+    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    keeps = node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False)
+    listed = [dims] if isinstance(dims, int) else dims
+    if not isinstance(listed, list | tuple) or not all(isinstance(d, int) for d in listed):
         return opaque(name)
-    if isinstance(sizes[1], int) and sizes[1] != -1:
-        return opaque(f"{name} to a literal size of {sizes[1]}")
-    return _flatten(shape, output, name)
+    axis = 1 if given.axis is None else given.axis
+    over = [int(d) % len(given.shape) for d in listed]
+    if axis in over or 0 in over:
+        return opaque(name)
+    gone = 0 if keeps else sum(d < axis for d in over)
+    return Operation("pool", axis - gone, (axis,))
+
+
+def _concatenation(node: fx.Node, inputs: Sequence[Given], shape: Sequence[int], name: str) -> Operation:
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    parts = node.args[0] if node.args else None
+    plain = isinstance(parts, list | tuple) and len(parts) == len(inputs)
+    if not plain or not isinstance(dim, int) or not all(_on(given, dim % len(shape)) for given in inputs):
+        return opaque(name)
+    axis = dim % len(shape)
+    return Operation("cat", axis, (axis,) * len(inputs)) if axis else opaque(name)
+
+
+def _elementwise(
+    node: fx.Node, inputs: Sequence[Given], shape: Sequence[int], name: str, function: Callable[..., Any]
+) -> Operation:
+    """A sum or product of tensors whose channels meet when the last axes are laid upon each other."""
+    known = [len(given.shape) - given.axis for given in inputs if given.axis is not None]
+    behind = known[0] if known else len(shape) - 1
+    axis = len(shape) - behind
+    fits = axis >= 1 or len(inputs) == 1
+    for given in inputs:
+        at = len(given.shape) - behind
+        fits = fits and at >= 0 and given.axis in (at, None) and given.shape[at] == shape[axis]
+    operands = all(isinstance(a, fx.Node | int | float) for a in node.args)
+    if not fits or not operands or node.kwargs or len(shape) < 2:
+        return opaque(name)
+    takes = tuple(len(given.shape) - behind for given in inputs)
+    return Operation("map", axis, takes, product=node.target in PRODUCTS, evaluate=_evaluator(node, function))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.graph import Graph, Step
+from bench.compaction.calls import fitting_calls
 from bench.compaction.liveness import Values, rows_and_columns
-from bench.compaction.operations import Zero
+from bench.compaction.own_layers import Shift
+from bench.compaction.steps import Graph, Step
 
 
 @torch.no_grad()
@@ -20,11 +21,12 @@ def fold_constants(graph: Graph, keep: Tensor, known: Values) -> tuple[str, ...]
     added = []
     for step in graph.producers():
         module = step.module
-        assert isinstance(module, nn.Linear | nn.Conv2d)
+        assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
         source = step.inputs[0]
         gone = ~keep[source.units] & known[source].isfinite() & (known[source] != 0)
         if step.operation.kind == "depthwise" or not bool(gone.any()):
             continue
+        assert not isinstance(module, nn.ConvTranspose2d)  # folds nothing
         _, total = rows_and_columns(module)
         shift = total[:, gone] @ known[source][gone].to(total)
         if not bool((shift != 0).any()):
@@ -43,11 +45,16 @@ def add_bias(module: nn.Linear | nn.Conv2d) -> None:
 
 
 @torch.no_grad()
-def cut(graph: Graph, keep: Tensor) -> None:
-    """Slices every parameter and buffer of the graph's modules to the kept units. The graph is stale
-    afterwards."""
+def cut(graph: Graph, keep: Tensor) -> nn.Module:
+    """The graph's network with every parameter and buffer sliced to the kept units; the graph is stale afterwards.
+
+    The same modules, changed in place. The network itself is the same too, unless its code would not fit fewer
+    channels (a chunk, a shuffle, the size of a view): then it is a `GraphModule` with other calls in their place.
+    """
     for step in graph.steps:
         module, kind = step.module, step.operation.kind
+        if kind == "parameter":
+            _cut_parameter(graph.network, step, keep)
         if kind in ("input", "opaque", "output") or module is None:
             continue
         out = keep[step.units]
@@ -55,6 +62,9 @@ def cut(graph: Graph, keep: Tensor) -> None:
             _cut_linear(module, keep[step.inputs[0].units], out)
         elif isinstance(module, nn.Conv2d):
             _cut_convolution(step, module, keep[step.inputs[0].units], out)
+        elif isinstance(module, nn.ConvTranspose2d):
+            _replace(module, "weight", module.weight[keep[step.inputs[0].units]])
+            module.in_channels = len(module.weight)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for name, parameter in list(module.named_parameters()):
                 _replace(module, name, parameter[out])
@@ -65,8 +75,16 @@ def cut(graph: Graph, keep: Tensor) -> None:
         elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
             _replace(module, "weight", module.weight[out])
             module.num_parameters = int(out.sum())
-        elif isinstance(module, Zero):
-            module.channels = int(out.sum())
+        elif isinstance(module, Shift):
+            _replace(module, "bias", module.bias[out])
+    return fitting_calls(graph, keep)
+
+
+def _cut_parameter(network: nn.Module, step: Step, keep: Tensor) -> None:
+    home, _, name = step.layer.rpartition(".")
+    kept = keep[step.units].nonzero().flatten()
+    module = network.get_submodule(home)
+    _replace(module, name, getattr(module, name).index_select(step.axis, kept))
 
 
 def _replace(module: nn.Module, name: str, data: Tensor) -> None:

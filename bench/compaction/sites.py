@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.graph import Graph, Step, build_graph, plain_copy
-from bench.compaction.operations import HOMOGENEOUS
+from bench.compaction.graph import build_graph
+from bench.compaction.operations import HOMOGENEOUS, NORMS
+from bench.compaction.steps import Graph, Step
+from bench.compaction.tracing import plain_copy
 from bench.errors import nearest
 from methods.base import Site, SparsityPlan
 
@@ -39,10 +41,20 @@ def offered_sites(sites: Sequence[Site], streams: bool) -> list[Site]:
 
 def find_spaces(graph: Graph) -> list[Space]:
     groups: dict[tuple[int, ...], list[Step]] = {}
+    owned = {tuple(step.units.tolist()) for step in graph.producers() if step.operation.kind == "dense"}
     for step in graph.producers():
-        if not bool(graph.pinned[step.units].any()):
-            groups.setdefault(tuple(step.units.tolist()), []).append(step)
+        units = tuple(step.units.tolist())
+        if units in owned and not bool(graph.pinned[step.units].any()):
+            groups.setdefault(units, []).append(step)
     return [_space(graph, producers) for producers in groups.values()]
+
+
+def without_site(graph: Graph, spaces: list[Space]) -> Tensor:
+    """(units,) bool: those that belong to no site; they stay, as an architecture does not tell them."""
+    alone = torch.ones(len(graph.pinned), dtype=torch.bool)
+    for space in spaces:
+        alone[space.units] = False
+    return alone
 
 
 def norm_after(graph: Graph, step: Step) -> Step | None:
@@ -95,7 +107,7 @@ def _is_homogeneous(step: Step) -> bool:
     evaluate = step.operation.evaluate
     if type(step.module) in HOMOGENEOUS:
         return True
-    if step.operation.kind != "map" or evaluate is None or len(step.inputs) != 1:
+    if step.operation.kind != "map" or evaluate is None or len(step.inputs) != 1 or step.axis != 1:
         return False
     probe = torch.linspace(-8, 8, len(step.units), dtype=torch.float64)[None]
     return all(torch.allclose(evaluate([c * probe]), c * evaluate([probe])) for c in (0.25, 3.0))
@@ -132,6 +144,7 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
         macs_per_unit=macs / len(units),
         outlets=tuple(outlet(graph, end).layer for end in ends),
         scale_free=is_scale_free(graph, ends, producers),
+        tokens=any(producer.axis != 1 for producer in producers),
     )
     return Space(site, units)
 
@@ -139,18 +152,22 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
 def _cost(step: Step, member: Tensor, produces: bool, reads: bool) -> tuple[float, float]:
     """Parameters and MACs of one image that the units of a space cost together in one step."""
     module = step.module
+    if step.operation.kind == "parameter":
+        return float(member[step.units].sum()), 0.0
     if step.operation.kind == "norm" or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
         assert module is not None
         each = sum(p.numel() for p in module.parameters()) / len(step.units)
         return each * int(member[step.units].sum()), 0.0
     if not (produces or reads):
         return 0.0, 0.0
-    assert isinstance(module, nn.Linear | nn.Conv2d)
+    assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     share = member[step.units if produces else step.inputs[0].units].double().mean().item()
     weights = module.weight.numel() * share
+    # A transposed convolution multiplies at the pixels it reads.
+    shape = step.inputs[0].shape if isinstance(module, nn.ConvTranspose2d) else step.shape
     places = 1
-    for size in step.shape[2:]:
-        places *= size
+    for axis, size in enumerate(shape):
+        places *= size if axis not in (0, step.axis) else 1
     biases = len(step.units) if produces and module.bias is not None else 0
     return weights + biases, weights * places
 
@@ -189,5 +206,8 @@ def switch_off(network: nn.Module, sites: list[Site], plan: SparsityPlan) -> Non
             continue
         off = ~plan.kept[site.name].cpu()
         for layer in (*site.producers, *site.norms):
-            for parameter in network.get_submodule(layer).parameters(recurse=False):
+            module = network.get_submodule(layer)
+            for parameter in module.parameters(recurse=False):
                 parameter[off] = 0.0
+            if isinstance(module, NORMS) and not module.affine and module.running_mean is not None:
+                module.running_mean[off] = 0.0  # what comes in is zero, and now what goes out is

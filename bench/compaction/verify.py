@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.graph import build_graph, plain_copy
+from bench.compaction.graph import build_graph
 from bench.compaction.layers import find_activation, find_branch
 from bench.compaction.sites import check_plan, find_spaces
+from bench.compaction.tracing import plain_copy
 from methods.base import SparsityPlan
 
 FLOAT64_BOUND = 1e-9
@@ -42,14 +43,16 @@ class Certificate:
 
 
 class _MaskUnits:
-    """A forward hook that multiplies dim 1 of the output by a mask of zeros and ones."""
+    """A forward hook that multiplies the units of the output by a mask of zeros and ones: on dim 1, or on the last
+    of a linear layer's."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         self.mask = self.mask.to(output)
-        return output * self.mask.view(1, -1, *[1] * (output.ndim - 2))
+        behind = 0 if isinstance(module, nn.Linear) else output.ndim - 2
+        return output * self.mask.view(-1, *[1] * behind)
 
 
 class _Erase:
@@ -93,9 +96,10 @@ def masked_reference(network: nn.Module, plan: SparsityPlan, example: Tensor) ->
                 activation.inplace = False
                 activation.register_forward_hook(_PassThrough())
         elif action.kind == "drop":
-            reference.get_submodule(find_branch(graph, action.layers)[0].layer).register_forward_hook(
-                _Erase()
-            )
+            end = find_branch(graph, action.layers).end.layer
+            reference.get_submodule(end).register_forward_hook(_Erase())
+        elif action.kind == "shift":
+            raise ValueError("a shift is what compaction leaves of a branch: no plan can ask for it")
     return reference
 
 

@@ -296,7 +296,9 @@ class CellRun:
             raise CellFailed("collapsed", f"the network loses all its units at {lost}")
         reference, delivered = place(reference, self.device), place(compacted.network, self.device)
         input_gates = trained.method.input_gates()
-        gates = cut_gates(input_gates, compacted.architecture.kept)
+        left = compacted.architecture.kept
+        # Of every site that is left; one in a branch that gave the same for every image is gone.
+        gates = cut_gates({site: gate for site, gate in input_gates.items() if site in left}, left)
         if gates:
             reference = with_gates(reference, trained.sites, input_gates)
             delivered = with_gates(delivered, find_sites(delivered, self.example), gates)

@@ -56,7 +56,7 @@ class Subject:
         )
         thin = place(apply_architecture(network, thinned, example), example.device)
         torch.manual_seed(stream(cell.seed, "init"))
-        initialise(thin)
+        initialise(thin, network)
         return cls(thin, offered_sites(find_sites(thin, example), streams), method, thinned)
 
     def load_start(self, workload: Workload) -> None:
@@ -95,14 +95,17 @@ class Subject:
         )
 
 
-def initialise(network: nn.Module) -> None:
+def initialise(network: nn.Module, full: nn.Module) -> None:
     """Fresh weights from torch's global generator: every layer's own, then those of whatever contains layers and has an
-    initialisation of its own."""
-    modules = list(network.modules())
-    layers = [module for module in modules if not list(module.children())]
-    for module in (*layers, *(module for module in reversed(modules) if module not in layers)):
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
+    initialisation of its own. full: what `network` was cut from, for of a network whose calls were replaced as well
+    only the layers are of their own class."""
+    modules = dict(network.named_modules())
+    whole = dict(full.named_modules())
+    layers = [path for path, module in modules.items() if not list(module.children())]
+    for path in (*layers, *(path for path in reversed(modules) if path not in layers)):
+        kind = type(whole.get(path, modules[path]) if path not in layers else modules[path])
+        if callable(reset := getattr(kind, "reset_parameters", None)):
+            reset(modules[path])
 
 
 def units_left(compacted: Compacted, sizes: dict[str, int]) -> dict[str, int]:

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from bench.compaction.graph import Graph, Step, build_graph, plain_copy
+from bench.compaction.graph import build_graph
+from bench.compaction.steps import Graph, Step
+from bench.compaction.tracing import plain_copy
 
-_LINEAR = ("norm", "pool", "flatten", "cat", "zero", "input")
+_LINEAR = ("norm", "pool", "flatten", "move", "cat", "input", "parameter")
 """What a value passes without meeting an activation; a pooling counts as none, whatever it takes of its window."""
 
 

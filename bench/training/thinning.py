@@ -20,12 +20,14 @@ def take_away(
 ) -> list[Site]:
     """Cut `network`, itself, to the units `kept`, (size,) bool by site, and hand it over to the method; the new sites.
 
-    The layers are other objects afterwards. example: on the device that trains.
+    The layers are other objects afterwards, and it may be of another class where calls of its code had to be replaced;
+    hooks on the network itself stay. example: on the device that trains.
     """
     left = {site: mask.nonzero().flatten().tolist() for site, mask in kept.items()}
     thin = place(apply_architecture(network, Architecture(kept=left), example), example.device)
-    for name, child in thin.named_children():
-        setattr(network, name, child)
+    hooks = {name: value for name, value in vars(network).items() if "hooks" in name}
+    network.__class__ = type(thin)
+    network.__dict__ = {**vars(thin), **hooks}
     offered = {site.name for site in sites}
     found = [site for site in find_sites(network, example) if site.name in offered]
     method.transfer(found, kept)

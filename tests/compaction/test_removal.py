@@ -290,13 +290,6 @@ def test_squeeze_and_excitation() -> None:
     assert check(network, SparsityPlan(), EXAMPLE).architecture.kept["conv"] == [0, 1, 3, 4, 5]
 
 
-def test_collapsed_branch_keeps_the_stream() -> None:
-    network = randomise(Residual())
-    result = check(network, plan_of(conv1=off(5, *range(5))), EXAMPLE)
-    assert result.collapsed == ("conv1",)
-    assert result.architecture.kept["stem"] == list(range(6))
-
-
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_torchvision(name: str) -> None:
     network = randomise(torchvision.models.get_model(name, weights=None, num_classes=10))

@@ -1,0 +1,63 @@
+"""Layers that stand in a compact network where the code of the full one does not fit fewer channels.
+
+torch.fx does not look into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Select(nn.Module):
+    """Channels of a tensor in another order, some of them left out, zeros between them.
+
+    positions: of each channel of the output, the channel of the input, or -1 for zeros. axis: of the channels.
+    """
+
+    def __init__(self, positions: Sequence[int], axis: int = 1) -> None:
+        super().__init__()
+        self.positions, self.axis = tuple(positions), axis
+        given = [position for position in self.positions if position >= 0]
+        self._before = next((k for k, position in enumerate(self.positions) if position >= 0), 0)
+        self._after = len(self.positions) - len(given) - self._before
+        inner = self.positions[self._before : self._before + len(given)]
+        self._start = given[0] if given else 0
+        self._is_block = inner == tuple(range(self._start, self._start + len(given)))
+        self._given = len(given)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._is_block:
+            block = x.narrow(self.axis, self._start, self._given)
+            if self._before == self._after == 0:
+                return block
+            behind = (0, 0) * (x.dim() - 1 - self.axis)
+            return F.pad(block, (*behind, self._before, self._after))
+        index = torch.tensor(self.positions, device=x.device)
+        chosen = x.index_select(self.axis, index.clamp(min=0))
+        if self._given == len(self.positions):
+            return chosen
+        places = [1] * x.dim()
+        places[self.axis] = -1
+        return chosen * (index >= 0).to(x.dtype).reshape(places)
+
+
+class Shift(nn.Module):
+    """What is left of a sum whose other terms are the same for every input: adds one number per channel.
+
+    bias: (channels,). axis: of the channels, counted from the last one, so below zero.
+    """
+
+    def __init__(self, channels: int, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias.reshape(-1, *[1] * (-self.axis - 1))
+
+
+OWN = (Select, Shift)

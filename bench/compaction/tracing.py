@@ -1,0 +1,84 @@
+"""A network as torch.fx sees it, and one run of it on an example."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bench.compaction.own_layers import OWN
+from bench.errors import BadInput
+
+
+def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A deep copy on the CPU in eval mode, which the analysis may trace and run."""
+    twin = copy.deepcopy(network).cpu().eval()
+    return twin if dtype is None else twin.to(dtype)
+
+
+def fitting(network: nn.Module, example: Tensor) -> Tensor:
+    """The example on the CPU, in the precision of the network."""
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
+    return example.detach().cpu().to(dtype)
+
+
+class _Tracer(fx.Tracer):
+    """Our own layers are leaves too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, OWN) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def trace(network: nn.Module) -> fx.Graph:
+    """The calls of `network`. Raises BadInput, with the place, where torch.fx cannot follow it."""
+    try:
+        return _Tracer().trace(network)
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+        frames = [f for f in frames if f.filename != __file__]
+        place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+        raise BadInput(
+            f"{type(network).__name__} cannot be traced by torch.fx: {_one_line(error)}{place}"
+        ) from error
+
+
+class Record(fx.Interpreter):
+    """One run of a traced network. shapes: of every tensor. holds_tensors: nodes that give several tensors.
+    numbers: what every other node gives (sizes, mostly)."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+        self.holds_tensors: set[fx.Node] = set()
+        self.numbers: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = tuple(result.shape)
+        elif isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
+            self.holds_tensors.add(n)
+        else:
+            self.numbers[n] = result
+        return result
+
+
+def record(network: nn.Module, traced: fx.Graph, example: Tensor) -> Record:
+    """Raises BadInput where the network does not take the example."""
+    run = Record(fx.GraphModule(network, traced))
+    try:
+        with torch.no_grad():
+            run.run(fitting(network, example))
+    except Exception as error:
+        shape = tuple(example.shape)
+        raise BadInput(
+            f"{type(network).__name__} does not take an input of shape {shape}: {_one_line(error)}"
+        ) from error
+    return run
