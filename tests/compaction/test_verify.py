@@ -89,10 +89,11 @@ def test_certificate_fails_when_constants_are_not_folded(monkeypatch: pytest.Mon
 
 
 def test_certificate_fails_when_the_compact_network_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halved(graph: object, keep: Tensor) -> None:
-        real_cut(graph, keep)  # type: ignore[arg-type]
+    def halved(graph: object, keep: Tensor) -> nn.Module:
+        network = real_cut(graph, keep)  # type: ignore[arg-type]
         fc = next(s.module for s in graph.steps if s.layer == "fc")  # type: ignore[attr-defined]
         fc.weight = nn.Parameter(fc.weight[:, :2])
+        return network
 
     real_cut = removal.cut
     monkeypatch.setattr(removal, "cut", halved)
