@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import bench
 from bench import data, networks
 from bench import suite as suites
 from bench.cli import main
@@ -17,6 +19,7 @@ from bench.execute.subject import Subject
 from bench.filters import Filters
 from bench.plan import make_plan
 from bench.records.read import read_records
+from bench.run import RunOptions, _request
 from tests.cli.folders import SUITE, run_here, tree, write
 
 OWN = """
@@ -183,6 +186,17 @@ def test_a_shared_pretraining_is_that_of_a_start_but_not_of_streams() -> None:
     assert not shared[0] & shared[2]
 
 
+def test_a_changed_checkpoint_is_another_request(tmp_path: Path) -> None:
+    """A second start of a finished run looks at it."""
+    write(Path("mine.toml"), suite("mlp-300-100", 'start = "start.safetensors"'))
+    options = RunOptions(results=tmp_path / "r", data_root=None, jobs=1, device="cpu")
+    requests = []
+    for content in (b"one", b"one", b"other"):
+        Path("start.safetensors").write_bytes(content)
+        requests.append(_request("mine.toml", suites.load("mine.toml"), Filters(), options))
+    assert requests[0] == requests[1] != requests[2]
+
+
 def test_a_start_and_streams(tmp_path: Path) -> None:
     """The start is trained on; streams are offered on request alone; each is a question of its own."""
     torch.manual_seed(9)
@@ -209,6 +223,11 @@ def test_a_start_and_streams(tmp_path: Path) -> None:
     assert units["plain"] == units["streams"] == {"stem": 6, "branch.0": 4}
     assert kept["plain"] == kept["start"] == {"stem": 6, "branch.0": 2}
     assert kept["streams"] == {"stem": 3, "branch.0": 2}
+    recipes = {
+        name: json.loads(bench.read_results(tmp_path / name)["recipe"].iloc[0])
+        for name in ("plain", "streams")
+    }
+    assert recipes["streams"] == recipes["plain"] | {"streams": True}  # so that the two never share a row
     (started,) = read_records(tmp_path / "start").train.values()
     assert started.workload.start is not None
     assert started.workload.start.sha256 == networks.checkpoint_digest(Path("start.safetensors"))
