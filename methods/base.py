@@ -2,7 +2,8 @@
 
 A method is a class with a typed `Config` and the hooks of `Method`. Only `plan` is abstract. The harness calls
 
-    shape → attach → start_phase → (training_step → after_step)* → after_epoch → … → detach → plan(strength)*
+    shape → attach → [removable → transfer] → start_phase → (training_step → after_step)* → after_epoch → …
+          → detach → plan(strength)*
 
 No method code runs during evaluation or timing: what is evaluated is the plain network that `detach` leaves, with the
 `SparsityPlan` applied to it, and a dynamic method's `input_gates` in place. The loss a method is given is the bare task
@@ -72,6 +73,9 @@ class Site:
     after whose call the value of a unit is what the contract calls its output (the norm where there is one, otherwise
     the producer): a gate multiplies there, on dim 1. readers: the layers that read the units.
     parameters_per_unit, macs_per_unit: what one unit costs in its producers and readers, all else kept.
+    outlets: of each end, the pooling that follows it through nothing but ReLU and its like, or the end itself: where
+    a multiplier that is not negative does the same on smaller maps. Empty means the ends. scale_free: every reader is
+    normalised and what lies before it keeps factors, so that one positive factor on all units changes nothing.
     """
 
     name: str
@@ -83,6 +87,8 @@ class Site:
     readers: tuple[str, ...]
     parameters_per_unit: float
     macs_per_unit: float
+    outlets: tuple[str, ...] = ()
+    scale_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -211,6 +217,17 @@ class Method(ABC):
 
     def start_phase(self, phase: Phase) -> None:
         """Called when a phase begins (not when a run resumes inside it)."""
+
+    def removable(self) -> Mapping[str, Tensor]:
+        """Asked when a phase is about to begin, before `start_phase`; `context.phase` is that phase already. Site name
+        → bool (size,), False for the units that are off in the network from here on: the harness takes them out of it
+        and calls `transfer`. Never all units of a site; whoever names some has taken its hooks off. Empty for none."""
+        return {}
+
+    def transfer(self, sites: Sequence[Site], kept: Mapping[str, Tensor]) -> None:
+        """`network` is cut to the units `kept` that `removable` named, also when a run resumes behind such a removal;
+        `sites` are its sites now, its layers new objects without hooks. Cut what the method holds of each unit."""
+        raise NotImplementedError(f"{self.name} names removable units, but does not take the transfer")
 
     def penalty(self) -> Tensor | None:
         """A scalar added to the task loss."""

@@ -198,6 +198,17 @@ class BetaBernoulli(Method):
         """From here on the units are gated. The pretraining knows no gate."""
         self.placement = Placement(self.network, self.sites, self._gates())
 
+    def transfer(self, sites: Sequence[Site], kept: Mapping[str, Tensor]) -> None:
+        """The posterior of the units that are kept; their gates are placed anew by whoever took them off."""
+        parts = self.by_site(torch.arange(len(self.posterior.a_uc)))
+        left = torch.cat([part[kept[site].cpu()] if site in kept else part for site, part in parts.items()])
+        former, self.sites = self.posterior, sites
+        self.posterior = Posterior(
+            former.a_uc.detach()[left], self.config.temperature, self.threshold, self.context.generator
+        )
+        with torch.no_grad():
+            self.posterior.b_uc.copy_(former.b_uc[left])
+
     def _gates(self) -> dict[str, Gate]:
         """Of all sites, in their order."""
         sizes = [site.size for site in self.sites]
@@ -232,11 +243,15 @@ class BetaBernoulli(Method):
             self._place()
         self.posterior.load_state_dict({name: state[name] for name in self.posterior.state_dict()})
 
+    def _take_off(self) -> None:
+        if self.placement is not None:
+            self.placement.remove()
+        self.placement = None
+
     def detach(self) -> None:
         if self.placement is None:
             return
-        self.placement.remove()
-        self.placement = None
+        self._take_off()
         fixed = self.by_site(self.posterior.fixed())
         for site in self.sites:
             fold(self.network, site, fixed[site.name])

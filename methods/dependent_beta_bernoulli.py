@@ -14,10 +14,8 @@ Symbols of the paper: unit k, image n; z = z^BB ⊙ z^dep.
 
 Stages: plain pretraining; beta-Bernoulli dropout; then the dependent gates and the weights together.
 
-What can be removed is what beta-Bernoulli dropout removes. In the dependent stage its units are multiplied by zero,
-not yet cut out, which is the same training but for its time and for which random numbers fall to which unit: the
-posterior is frozen, so the set cannot change; a unit behind a zero reaches no other value, has no gradient, and its
-gate no divergence; what weight decay does to its own numbers goes with them. The harness cuts after training.
+What can be removed is what beta-Bernoulli dropout removes; it is cut out before the dependent stage begins
+(`removable`), as in the paper.
 
 The other gates are part of the delivered network (`input_gates`): with E[π] folded into the weights, φ is
 clip(slope·s + offset), two numbers and a threshold for each unit. A closed gate saves work only in the layers that
@@ -101,28 +99,33 @@ class Dependence(nn.Module):
         self.register_buffer("mean", full(0.0))
         self.register_buffer("variance", full(1.0))
 
-    def phi(self, values: Tensor, training: bool) -> Tensor:
-        """φ of `values` (N, size, …), (N, size); in training with the noise of β."""
-        s = values.detach()
-        s = s.flatten(2).mean(2) if s.dim() > 2 else s
-        beta: Tensor = self.eta
-        if training:
-            noise = torch.randn(self.eta.shape, generator=self.generator, device=self.generator.device)
-            beta = beta + functional.softplus(self.kappa_uc) * noise
+    def phi(self, values: Tensor) -> Tensor:
+        """φ of `values` (N, size, …) in evaluation, (N, size)."""
+        s = self._statistic(values)
         shifted = functional.batch_norm(
-            s, self.mean, self.variance, self.g, beta, training, MOMENTUM, EPSILON
+            s, self.mean, self.variance, self.g, self.eta, training=False, eps=EPSILON
         )
-        edge = CLIP if training else 0.0
-        return shifted.clamp(edge, 1 - edge)
+        return shifted.clamp(0.0, 1.0)
+
+    def noisy_phi(self, values: Tensor) -> Tensor:
+        """φ in training before its clip, with the noise of β, (N, size)."""
+        noise = torch.randn(self.eta.shape, generator=self.generator, device=self.generator.device)
+        beta = self.eta + functional.softplus(self.kappa_uc) * noise
+        s = self._statistic(values)
+        return functional.batch_norm(s, self.mean, self.variance, self.g, beta, True, MOMENTUM, EPSILON)
+
+    def _statistic(self, values: Tensor) -> Tensor:
+        s = values.detach()
+        return s.flatten(2).mean(2) if s.dim() > 2 else s
 
     def draw(self, values: Tensor) -> Tensor:
         """z^dep, (N, size)."""
-        phi = self.phi(values, training=True)
-        return relaxed_bernoulli(torch.logit(phi), uniform(phi.shape, self.generator), self.tau)
+        log_odds = torch.logit(self.noisy_phi(values), eps=CLIP)
+        return relaxed_bernoulli(log_odds, uniform(log_odds.shape, self.generator), self.tau)
 
-    def kl(self, kept: Tensor) -> Tensor:
-        """Σ_k KL(N(η_k, κ_k²) ‖ N(0, ρ²)) over the units that are kept, (size,) bool; a scalar."""
-        kappa, eta = functional.softplus(self.kappa_uc[kept]), self.eta[kept]
+    def kl(self) -> Tensor:
+        """Σ_k KL(N(η_k, κ_k²) ‖ N(0, ρ²)), a scalar."""
+        kappa, eta = functional.softplus(self.kappa_uc), self.eta
         return (torch.log(RHO / kappa) + (kappa**2 + eta**2) / (2 * RHO**2) - 0.5).sum()
 
     @torch.no_grad()
@@ -140,25 +143,22 @@ class Dependence(nn.Module):
 class DependentGate(Gate):
     """z^BB ⊙ z^dep of one site. active: in evaluation, the sum of active units over images, and the images."""
 
-    def __init__(self, static: PosteriorGate, dependence: Dependence, kept: Tensor, threshold: float) -> None:
-        """kept: (size,) bool, the units that are not removed."""
+    def __init__(self, static: PosteriorGate, dependence: Dependence, threshold: float) -> None:
         super().__init__(static.size)
         self.static, self.dependence, self.threshold = static, dependence, threshold
-        self.kept = kept
         self.active: list[tuple[Tensor, int]] = []
         self._training = False
 
     def draw(self, training: bool, batch: int) -> Tensor:
         """z^BB; `see` completes it."""
         self._training = training
-        value = self.static.draw(training, batch)
-        return value * self.kept if training else value
+        return self.static.draw(training, batch)
 
     def see(self, values: Tensor) -> None:
         if self._training:
             self.value = self.value * self.dependence.draw(values)
             return
-        z = self.value * self.dependence.phi(values, training=False)
+        z = self.value * self.dependence.phi(values)
         on = z > self.threshold
         self.value = z * on
         self.active.append((on.sum(), len(on)))
@@ -172,8 +172,6 @@ class DependentBetaBernoulli(BetaBernoulli):
     Config = DependentBetaBernoulliConfig
 
     dependences: nn.ModuleList
-    kept: dict[str, Tensor]
-    """Site → (size,) bool, the units that are left for the dependent stage."""
     activity: dict[str, float]
     """Site → mean number of active units, on the validation split after the last epoch."""
 
@@ -190,9 +188,24 @@ class DependentBetaBernoulli(BetaBernoulli):
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)
-        tau, generator = self.config.temperature, context.generator
-        self.dependences = nn.ModuleList(Dependence(site.size, tau, generator) for site in sites)
+        self.dependences = self._fresh(sites)
         self.dependent, self.activity = False, {}
+
+    def _fresh(self, sites: Sequence[Site]) -> nn.ModuleList:
+        tau, generator = self.config.temperature, self.context.generator
+        return nn.ModuleList(Dependence(site.size, tau, generator) for site in sites)
+
+    def removable(self) -> Mapping[str, Tensor]:
+        """A site that has lost all its units is left to the plan, which tells of it."""
+        if self.context.phase.name != "dependent" or self.strength == 0:
+            return {}
+        self._take_off()
+        kept = self.by_site(self.posterior.kept())
+        return {name: mask for name, mask in kept.items() if bool(mask.any())}
+
+    def transfer(self, sites: Sequence[Site], kept: Mapping[str, Tensor]) -> None:
+        super().transfer(sites, kept)
+        self.dependences = self._fresh(sites)
 
     def start_phase(self, phase: Phase) -> None:
         super().start_phase(phase)
@@ -201,11 +214,9 @@ class DependentBetaBernoulli(BetaBernoulli):
 
     def _begin_dependence(self) -> None:
         """Freezes the posterior and puts the dependent gates over it."""
-        if self.placement is not None:
-            self.placement.remove()
+        self._take_off()
         self.dependent = True
         self.posterior.requires_grad_(False)
-        self.kept = self.by_site(self.posterior.kept())
         self._place()
 
     def _gates(self) -> dict[str, Gate]:
@@ -216,7 +227,7 @@ class DependentBetaBernoulli(BetaBernoulli):
         for (name, static), dependence in zip(gates.items(), self.dependences, strict=True):
             assert isinstance(static, PosteriorGate)
             assert isinstance(dependence, Dependence)
-            over[name] = DependentGate(static, dependence, self.kept[name], self.threshold)
+            over[name] = DependentGate(static, dependence, self.threshold)
         return over
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -227,8 +238,7 @@ class DependentBetaBernoulli(BetaBernoulli):
     def penalty(self) -> Tensor | None:
         if not self.dependent:
             return super().penalty()
-        gates = zip(self._dependences(), self.kept.values(), strict=True)
-        kl = torch.stack([dependence.kl(kept) for dependence, kept in gates]).sum()
+        kl = torch.stack([dependence.kl() for dependence in self._dependences()]).sum()
         return self.strength / self.context.train_size * kl
 
     def _dependences(self) -> list[Dependence]:

@@ -1,7 +1,8 @@
 """Gates that several methods share: where they sit on a site, and how they leave it.
 
 A gate multiplies the units of a site after their affine chain (weights, bias, normalisation), on dim 1, so that a unit
-whose gate is 0 is off in the sense of the contract and can be removed exactly.
+whose gate is 0 is off in the sense of the contract and can be removed exactly. Behind a ReLU and a pooling it does the
+same for less (`Site.outlets`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ IMAGES = 16
 
 
 class Gate(nn.Module):
-    """One multiplier per unit of a site. Subclasses say how it is drawn in training and what it is in evaluation.
+    """One multiplier per unit of a site, never negative. Subclasses say how it is drawn in training and what it is in
+    evaluation.
 
     `value`, (size,) or (N, size) for gates of their own for each image, holds for one forward pass of the network.
     """
@@ -53,12 +55,9 @@ class Placement:
         self._handles: list[Any] = [network.register_forward_pre_hook(self._draw)]
         for site in sites:
             if site.name in self.gates:
-                for end in site.ends:
-                    module = network.get_submodule(end)
-                    hooks = _AtEnd(self.gates[site.name], first=end == site.ends[0])
-                    self._handles.append(module.register_forward_pre_hook(hooks.before))
-                    self._handles.append(module.register_forward_hook(hooks.after))
-                    self._handles.append(module.register_forward_hook(hooks.clear, always_call=True))
+                for end, outlet in zip(site.ends, site.outlets or site.ends, strict=True):
+                    hooks = _AtEnd(self.gates[site.name], network.get_submodule(end), end == site.ends[0])
+                    self._handles += hooks.register(network.get_submodule(outlet))
 
     def _draw(self, network: nn.Module, inputs: tuple[Any, ...]) -> None:
         for gate in self.gates.values():
@@ -76,28 +75,41 @@ class _AtEnd:
 
     A gate that all images share goes into the weight and the bias of the end, as `fold` does for good, for the time of
     the call: the same outputs and gradients for far less work than on feature maps. A gate per image, or an end without
-    a weight, has its output multiplied, and so has one whose gate wants to see it.
+    a weight, or a gate that wants to see the units, multiplies what the outlet of the end hands out.
     """
 
-    def __init__(self, gate: Gate, first: bool) -> None:
-        self.gate, self.first = gate, first
+    def __init__(self, gate: Gate, end: nn.Module, first: bool) -> None:
+        self.gate, self.end, self.first = gate, end, first
         self.sees = type(gate).see is not Gate.see
 
+    def register(self, outlet: nn.Module) -> list[Any]:
+        return [
+            self.end.register_forward_pre_hook(self.before),
+            self.end.register_forward_hook(self.after),
+            self.end.register_forward_hook(self.clear, always_call=True),
+            outlet.register_forward_hook(self.multiply),
+        ]
+
+    def _shared(self) -> bool:
+        weighted = isinstance(self.end._parameters.get("weight"), Tensor)
+        return self.gate.value.dim() == 1 and not self.sees and weighted
+
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Attributes of the instance hide the parameters of the same name until `after`."""
-        value = self.gate.value
-        if value.dim() == 1 and not self.sees and isinstance(module._parameters.get("weight"), Tensor):
+        """Attributes of the instance hide the parameters of the same name until `clear`."""
+        if self._shared():
+            value = self.gate.value
             for name in ("weight", "bias"):
                 parameter = module._parameters.get(name)
                 if parameter is not None:
                     module.__dict__[name] = parameter * value.reshape(-1, *[1] * (parameter.dim() - 1))
 
-    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        module.__dict__.pop("bias", None)
-        if module.__dict__.pop("weight", None) is not None:
-            return output
-        if self.first:
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if self.first and self.sees:
             self.gate.see(output)
+
+    def multiply(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self._shared():
+            return output
         value = self.gate.value
         product: Tensor = _Product.apply(output, value if value.dim() == 2 else value[None])
         return product

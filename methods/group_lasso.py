@@ -5,12 +5,15 @@ networks Wen, Wu, Wang, Chen & Li, Learning Structured Sparsity in Deep Neural N
 
     min E(θ) + λ·Σ_g √p_g·‖θ_g‖₂        θ_g ← θ_g·max(1 − η·λ·√p_g / ‖θ_g‖, 0) after every step at the rate η
 
-θ_g has p_g entries: the unit's rows in all producers, its biases, and the scales and shifts of its norms, so that a
+θ_g has p_g entries: the unit's rows in all producers and its biases; behind a normalisation scales and shifts alone. A
 unit that is zero is off.
 
 Deviations, with reasons:
 - Wen et al. take the subgradient and set what ends below a threshold to zero; the proximal step gives exact zeros.
-- Biases and norms are in the group: without them a unit of zero weights is still a constant.
+- Biases are in the group: without them a unit of zero weights is still a constant.
+- In front of a normalisation the size of a row means nothing, and would fall for nothing: there scale and shift are the
+  group, all of what makes the unit an output. Where the readers are normalised too (`Site.scale_free`), one factor on
+  all units means nothing either: after each step scales and shifts are brought back to their length at γ = 1, β = 0.
 - √p_g is Yuan & Lin's; it makes one λ mean the same for short and for long rows.
 - The step follows the optimiser's, η its rate. With momentum m or Adam the minimised function is not exactly the one
   above: a heavy ball multiplies what the gradient does by 1/(1 − m), which divides λ; Adam's steps have the scale of
@@ -43,7 +46,7 @@ class GroupLasso(FinetunedMethod):
     strength_meaning = "λ, the weight of the penalty."
 
     groups: dict[str, list[Tensor]]
-    """Site → the parameters whose row i belongs to unit i."""
+    """Site → the parameters whose row i is of group i."""
 
     @property
     def traits(self) -> Traits:
@@ -56,9 +59,11 @@ class GroupLasso(FinetunedMethod):
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)
-        self.groups = {
-            site.name: [getattr(module, name) for module, name in unit_parameters(network, site)]
+        self.groups = {site.name: grouped(network, site) for site in sites}
+        self._length = {
+            site.name: (site.size * len(site.norms)) ** 0.5
             for site in sites
+            if site.scale_free and is_normalised(network, site)
         }
 
     def after_step(self) -> None:
@@ -80,6 +85,8 @@ class GroupLasso(FinetunedMethod):
         for (name, (factor, norms)), lives in zip(factors.items(), alive, strict=True):
             if not lives:
                 factor[norms.argmax()] = 1.0
+            if name in self._length:
+                factor *= self._length[name] / (factor * norms).norm()
             for parameter in self.groups[name]:
                 parameter.mul_(factor.view(-1, *[1] * (parameter.dim() - 1)))
 
@@ -88,6 +95,22 @@ class GroupLasso(FinetunedMethod):
         return SparsityPlan(
             kept={name: (row_norms(group) > 0) | (strength == 0) for name, group in self.groups.items()}
         )
+
+
+def is_normalised(network: nn.Module, site: Site) -> bool:
+    """Whether all ends of the site are normalisations with scale and shift."""
+    weights = [getattr(network.get_submodule(norm), "weight", None) for norm in site.norms]
+    return set(site.norms) == set(site.ends) and all(isinstance(weight, Tensor) for weight in weights)
+
+
+def grouped(network: nn.Module, site: Site) -> list[Tensor]:
+    """The parameters that are penalised; row i is of unit i."""
+    normalised = is_normalised(network, site)
+    return [
+        getattr(module, name)
+        for module, name in unit_parameters(network, site)
+        if not normalised or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
 
 
 def row_norms(parameters: Sequence[Tensor]) -> Tensor:

@@ -33,7 +33,8 @@ Choices and deviations, with reasons:
   λ₀ cannot meet is not met.
 - η_s = `sensitivity_rate`, constant: Adam's rate would leave s, which takes plain gradient steps, where it is, and a
   rate that anneals would stop it just when the loss gets low enough for λ to rise. One step moves s by at most 0.1.
-- Where the readers of a site are normalised, ‖s‖₁ can fall for nothing, and within a short budget no unit reaches 0.
+- Where the readers of a site are normalised (`Site.scale_free`), ‖s‖₁ could fall for nothing: there s is scaled back
+  to ‖s‖₂ = √size after each step, which changes nothing that the network computes, so that ‖s‖₁ falls by zeros only.
 - A tolerance of 0 cannot be met by a cross-entropy: nothing is attached, the training is the dense one. Where no
   state meets a tolerance, the last one counts, and the notes say so.
 """

@@ -62,7 +62,7 @@ class Sensitivities:
         """s ← prox of η_s·λ·‖·‖₁ at s − η_s·∇E; the gradients are taken up and cleared.
 
         rate: η_s. multiplier: λ. A site whose units would all go keeps the one of the largest |s|·‖w‖ without
-        shrinkage, so that no layer dies.
+        shrinkage, so that no layer dies. Where the scale of s is free, ‖s‖₂ stays √size.
         """
         moved: dict[str, Tensor] = {}
         for name, s in self.values.items():
@@ -76,6 +76,8 @@ class Sensitivities:
                 norms = unit_norms([self.network.get_parameter(f"{p}.weight") for p in site.producers])
                 last = (moved[site.name].abs() * norms).argmax()
                 s[last] = moved[site.name][last]
+            if site.scale_free:
+                s *= site.size**0.5 / s.norm()
             self.values[site.name].copy_(s)
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction.graph import Graph, Step, build_graph, plain_copy
+from bench.compaction.operations import HOMOGENEOUS
 from bench.errors import nearest
 from methods.base import Site, SparsityPlan
 
@@ -50,15 +51,59 @@ def norm_after(graph: Graph, step: Step) -> Step | None:
             return None
 
 
+def outlet(graph: Graph, end: Step) -> Step:
+    """The last pooling module after `end` that nothing but homogeneous modules, each called once, lies before and
+    nobody else reads from; `end` itself where there is none."""
+    found, step = end, end
+    while len(readers := graph.readers.get(step, [])) == 1:
+        step = readers[0]
+        if type(step.module) not in HOMOGENEOUS or graph.step_of(step.layer) is not step:
+            break
+        if step.operation.kind == "pool":
+            found = step
+    return found
+
+
+def is_scale_free(graph: Graph, ends: list[Step], producers: list[Step]) -> bool:
+    """Whether all that reads from `ends` is normalised, and all before it homogeneous. A producer among the readers (a
+    depthwise convolution) has an end of its own."""
+    front, seen = list(ends), set(ends)
+    while front:
+        for reader in graph.readers.get(front.pop(), []):
+            if reader in seen or reader in producers:
+                continue
+            seen.add(reader)
+            if reader.operation.kind == "dense":
+                if norm_after(graph, reader) is None:
+                    return False
+            elif reader.operation.kind in ("pool", "flatten") or _is_homogeneous(reader):
+                front.append(reader)
+            else:
+                return False
+    return True
+
+
+def _is_homogeneous(step: Step) -> bool:
+    """Whether a map of one tensor takes positive factors through; where the class does not say so, by trying it."""
+    evaluate = step.operation.evaluate
+    if type(step.module) in HOMOGENEOUS:
+        return True
+    if step.operation.kind != "map" or evaluate is None or len(step.inputs) != 1:
+        return False
+    probe = torch.linspace(-8, 8, len(step.units), dtype=torch.float64)[None]
+    return all(torch.allclose(evaluate([c * probe]), c * evaluate([probe])) for c in (0.25, 3.0))
+
+
 def _space(graph: Graph, producers: list[Step]) -> Space:
     units = producers[0].units
     member = torch.zeros(len(graph.pinned), dtype=torch.bool)
     member[units] = True
-    norms, ends = [], []
+    norms: list[str] = []
+    ends: list[Step] = []
     for producer in producers:
         norm = norm_after(graph, producer)
         norms += [norm.layer] if norm else []
-        ends.append(norm.layer if norm else producer.layer)
+        ends.append(norm or producer)
     readers = [
         step
         for step in graph.producers()
@@ -74,10 +119,12 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
         kind="stream" if bool(graph.coupled[units].any()) else "inner",
         producers=tuple(step.layer for step in producers),
         norms=tuple(norms),
-        ends=tuple(ends),
+        ends=tuple(end.layer for end in ends),
         readers=tuple(step.layer for step in readers),
         parameters_per_unit=parameters / len(units),
         macs_per_unit=macs / len(units),
+        outlets=tuple(outlet(graph, end).layer for end in ends),
+        scale_free=is_scale_free(graph, ends, producers),
     )
     return Space(site, units)
 

@@ -41,6 +41,7 @@ from bench.training.checkpoint import read_state, write_state
 from bench.training.loop import Loop, load_trained, parameter_hash
 from bench.training.phases import PlannedPhase, plan_phases
 from bench.training.recipe import Recipe
+from bench.training.thinning import masks_of, take_away
 from methods.base import SparsityPlan
 from methods.input_gate import InputGate
 
@@ -154,6 +155,8 @@ class CellRun:
         progress = loop.run(phases)
         write_state(path, loop.state())
         subject.method.detach()
+        subject.sites = loop.sites
+        subject.without(loop.removed)
         record = self.outcome.train("done", time.perf_counter() - began, progress, initial, shared)
         self.store.write(record)
         return subject
@@ -172,8 +175,11 @@ class CellRun:
         subject = Subject.of(self.cell, self.dataset, self.example)
         context = resting_context(self.recipe, self.device, self.cell.strength, self.dataset)
         subject.method.attach(subject.network, subject.sites, context)
+        if kept := masks_of(state.get("removed", {}), subject.sites):
+            subject.sites = take_away(subject.network, subject.method, subject.sites, kept, self.example)
         load_trained(subject.network, subject.method, state)
         subject.method.detach()
+        subject.without(state.get("removed", {}))
         return subject
 
     def _loop(self, subject: Subject, checkpoint: Path) -> Loop:

@@ -24,13 +24,14 @@ from bench.offer import offered_sites
 from bench.records.schema import Workload
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
+from bench.training.thinning import Removed
 from methods.base import Method, Phase, Site, StepContext
 
 
 @dataclass
 class Subject:
-    """sites: those that the method is offered. thinned: what of the full network it was built with, where the method
-    asked for less."""
+    """sites: those that the method is offered. thinned: what of the full network it was built with, or trained on
+    with, where the method asked for less."""
 
     network: nn.Module
     sites: list[Site]
@@ -64,6 +65,16 @@ class Subject:
             start = workload.start
             path, sha256 = (Path(start.path), start.sha256) if start else (None, "")
             networks.load_start(self.network, workload.network, path, sha256)
+
+    def without(self, removed: Removed) -> None:
+        """Note what the training has taken away for good."""
+        if removed:
+            full = {} if self.thinned is None else self.thinned.kept
+            kept = {
+                s: [full[s][unit] for unit in units] if s in full else units for s, units in removed.items()
+            }
+            changes = () if self.thinned is None else self.thinned.layer_changes
+            self.thinned = Architecture(kept={**full, **kept}, layer_changes=changes)
 
     def of_full_network(self, compacted: Compacted) -> Compacted:
         """The same compact network, its architecture told in units of the full one."""

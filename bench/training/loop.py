@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from bench.training.phases import PlannedPhase
 from bench.training.recipe import Recipe
 from bench.training.schedule import learning_rate_factor
 from bench.training.seeds import stream
+from bench.training.thinning import Removed, composed, masks_of, take_away
 from methods.base import Evaluation, Method, Phase, Request, Site, StepContext
 
 VALIDATIONS = 10
@@ -75,6 +76,8 @@ class Loop:
         self.normalise = Normalise.of(data, device)
         self.steps_per_epoch = math.ceil(len(data.train.labels) / recipe.batch_size)
         self.progress = Progress()
+        self.sites, self.removed = list(sites), Removed()
+        self._example = torch.zeros(1, *data.input_shape, device=device)
         self._best: dict[str, Any] | None = None
         self.context = StepContext(
             strength=strength,
@@ -104,7 +107,11 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """The trained network with its method, as `load_trained` takes it."""
-        return {"network": self.network.state_dict(), "method": self.method.state_dict()}
+        return {
+            "network": self.network.state_dict(),
+            "method": self.method.state_dict(),
+            "removed": self.removed,
+        }
 
     def _run_phase(
         self,
@@ -121,6 +128,7 @@ class Loop:
         context.learning_rates = self._learning_rates(planned.phase.learning_rate_scale, context.phase_steps)
         if start == 0:
             context.generator.manual_seed(stream(self.seed, "method", "phase", planned.first_epoch))
+            self._take_away(self.method.removable())
             self.method.start_phase(planned.phase)
         optimizers = Optimizers(
             self.network, self.method.parameter_groups(), self.recipe, planned.phase.learning_rate_scale
@@ -143,6 +151,12 @@ class Loop:
                 self._save(at, epoch + 1, optimizers)
                 saved = time.monotonic()
         return None
+
+    def _take_away(self, kept: Mapping[str, Tensor]) -> None:
+        """A state kept as the best before it no longer fits."""
+        if any(not bool(mask.all()) for mask in kept.values()):
+            self.sites = take_away(self.network, self.method, self.sites, kept, self._example)
+            self.removed, self._best = composed(self.removed, kept), None
 
     def _learning_rates(self, scale: float, steps: int) -> tuple[float, ...]:
         base = self.recipe.learning_rate * scale
@@ -209,8 +223,7 @@ class Loop:
         elif request is Request.ROLLBACK:
             if self._best is None:
                 raise RuntimeError(f"{self.method.name} asks to go back, but has kept no state as the best")
-            self.network.load_state_dict(self._best["network"])
-            self.method.load_state_dict(clone_state(self._best["method"]))
+            load_trained(self.network, self.method, clone_state(self._best))
             optimizers.load_state_dict(clone_state(self._best["optimizers"]))
         return request
 
@@ -226,8 +239,8 @@ class Loop:
         state = None if self.checkpoint is None else read_state(self.checkpoint)
         if state is None or "position" not in state:
             return None
-        self.network.load_state_dict(state["network"])
-        self.method.load_state_dict(state["method"])
+        self._take_away(masks_of(state.get("removed", {}), self.sites))
+        load_trained(self.network, self.method, state)
         position = state["position"]
         self.progress = Progress(**position["progress"])
         self._best = position["best"]
@@ -235,7 +248,7 @@ class Loop:
 
 
 def load_trained(network: nn.Module, method: Method, state: dict[str, Any]) -> None:
-    """Take over what `Loop.state` gave, into a network that the method is attached to."""
+    """Take over what `Loop.state` gave, into a network that the method is attached to and that has the same units."""
     network.load_state_dict(state["network"])
     method.load_state_dict(state["method"])
 

@@ -207,3 +207,54 @@ def test_overwritten_tensor() -> None:
     assert [site.name for site in find_sites(network, EXAMPLE)] == ["one"]
     result = check(network, SparsityPlan(), EXAMPLE)
     assert "sigmoid_: overwrites a tensor that is read again" in result.pinned
+
+
+@pytest.mark.parametrize(
+    ("between", "normalised", "free"),
+    [
+        (nn.ReLU(), True, True),
+        (nn.ReLU(), False, False),
+        (nn.SiLU(), True, False),
+        (nn.PReLU(4), True, True),
+        (nn.Sequential(nn.LeakyReLU(), nn.MaxPool2d(2)), True, True),
+    ],
+)
+def test_scale_is_free_where_all_readers_are_normalised(
+    between: nn.Module, normalised: bool, free: bool
+) -> None:
+    """And where one factor on all units really changes nothing."""
+    torch.manual_seed(0)
+    after = nn.BatchNorm2d(5, eps=1e-12) if normalised else nn.Identity()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), between, nn.Conv2d(4, 5, 1), after, nn.ReLU(), nn.Flatten())
+    example = torch.randn(4, 3, 8, 8)
+    assert find_sites(network, example)[0].scale_free is free
+    network.train()
+    before = network(example)
+    with torch.no_grad():
+        for parameter in network[0].parameters():
+            parameter *= 3.0
+    assert torch.allclose(network(example), before, atol=1e-4) is free
+
+
+@pytest.mark.parametrize(
+    ("after", "outlet"),
+    [
+        ([nn.ReLU(), nn.MaxPool2d(2)], "2"),
+        ([nn.LeakyReLU(), nn.Identity(), nn.AvgPool2d(2)], "3"),
+        ([nn.ReLU()], "0"),
+        ([nn.SiLU(), nn.MaxPool2d(2)], "0"),
+    ],
+)
+def test_outlet_is_behind_what_takes_a_multiplier_through(after: list[nn.Module], outlet: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), *after, nn.Conv2d(4, 5, 1), nn.Flatten())
+    example = torch.randn(2, 3, 8, 8)
+    (site,) = find_sites(network, example)
+    assert site.outlets == (outlet,)
+    multipliers = torch.rand(2, 4)[..., None, None]
+    outputs = []
+    for layer in (*site.ends, *site.outlets):
+        hook = network.get_submodule(layer).register_forward_hook(lambda m, x, y: y * multipliers)
+        outputs.append(network(example))
+        hook.remove()
+    torch.testing.assert_close(*outputs)

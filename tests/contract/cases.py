@@ -59,6 +59,8 @@ MODES = [
         for schedule in ("one-shot", "gradual")
     ),
     Case("targeted-dropout", {"unit_noise": "weight"}),
+    # Takes units out in the middle of the training.
+    Case("dependent-beta-bernoulli", {"gate_learning_rate": 0.1, "threshold": 0.6}),
     Case("serene", {"sensitivity": "lower-bound", "level": "weight"}),
     Case("serene", {"sensitivity": "local"}),
     Case("serene", {"sensitivity": "none"}),

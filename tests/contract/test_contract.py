@@ -12,7 +12,7 @@ from torch import nn
 
 import methods
 from bench import data, networks
-from bench.compaction import find_sites
+from bench.compaction import Architecture, apply_architecture, find_sites
 from bench.data import load_test
 from bench.records.schema import TrainRecord
 from tests.contract.cases import (
@@ -112,7 +112,8 @@ def test_plan_fits_the_sites(strength: float, straight: Straight) -> None:
 
 def test_nothing_is_left_after_detach(straight: Straight) -> None:
     network = straight.network
-    plain = networks.build(NETWORK, (1, 8, 8), 10)
+    left = Architecture(kept=straight.loop.removed)
+    plain = apply_architecture(networks.build(NETWORK, (1, 8, 8), 10), left, torch.zeros(1, 1, 8, 8))
     assert [(n, type(m)) for n, m in network.named_modules()] == [
         (n, type(m)) for n, m in plain.named_modules()
     ]

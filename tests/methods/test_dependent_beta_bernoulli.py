@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from scipy import integrate
 from torch import nn
 
-from methods.base import Batch, Evaluation, Site, StepContext
+from bench.compaction import find_sites, masked_reference
+from bench.training.thinning import take_away
+from methods.base import Batch, Evaluation, Site, SparsityPlan, StepContext
 from methods.dependent_beta_bernoulli import (
     CLIP,
     ETA,
@@ -29,7 +31,7 @@ Network = tuple[nn.Module, list[Site]]
 def attached(
     network: Network, make_context: Callable[..., StepContext], strength: float = 1.0, **config: Any
 ) -> DependentBetaBernoulli:
-    """In its last phase, every third unit removed, with statistics and gates that differ."""
+    """In its last phase, every third unit taken away, with statistics and gates that differ."""
     method = DependentBetaBernoulli(DependentBetaBernoulliConfig(**config))
     method.attach(*network, make_context(strength=strength))
     *early, last = method.phases(12)
@@ -39,6 +41,10 @@ def attached(
         method.posterior.a_uc.copy_(torch.linspace(-2, 3, len(method.posterior.a_uc)))
         method.posterior.a_uc[::3] = -9.0
     method.context.phase = last
+    kept = method.removable()
+    if kept:
+        kind = "mlp" if isinstance(network[0][0], nn.Linear) else "convnet"  # type: ignore[index]
+        take_away(network[0], method, network[1], kept, inputs_of(kind, 1))
     method.start_phase(last)
     for module in method.dependences:
         assert isinstance(module, Dependence)
@@ -80,8 +86,7 @@ def test_kl_of_beta_is_the_integral(eta: float, kappa: float) -> None:
         eta - 12 * kappa,
         eta + 12 * kappa,
     )[0]
-    assert dependence.kl(torch.tensor([True])).item() == pytest.approx(expected, abs=1e-8)
-    assert dependence.kl(torch.tensor([False])).item() == 0
+    assert dependence.kl().item() == pytest.approx(expected, abs=1e-8)
 
 
 def test_gates_open_with_probability_phi() -> None:
@@ -105,10 +110,10 @@ def test_noise_of_beta_is_shared_by_the_minibatch() -> None:
     with torch.no_grad():
         dependence.eta.fill_(0.5)
         dependence.g.zero_()
-    phi = dependence.phi(torch.randn(6, 4), training=True)
+    phi = dependence.noisy_phi(torch.randn(6, 4))
     assert torch.equal(phi, phi[:1].expand(6, 4))
-    assert not torch.equal(phi, dependence.phi(torch.randn(6, 4), training=True))
-    assert torch.equal(dependence.phi(torch.randn(6, 4), training=False), torch.full((6, 4), 0.5))
+    assert not torch.equal(phi, dependence.noisy_phi(torch.randn(6, 4)))
+    assert torch.equal(dependence.phi(torch.randn(6, 4)), torch.full((6, 4), 0.5))
 
 
 @pytest.mark.parametrize(("eta", "least", "most"), [(ETA, 0.2, 0.4), (10.0, 0.0, 0.0)])
@@ -118,9 +123,8 @@ def test_the_start_leaves_gates_a_gradient(eta: float, least: float, most: float
     dependence = Dependence(2000, 0.1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         dependence.eta.fill_(eta)
-    dependence.phi(
-        torch.randn(64, 2000, generator=torch.Generator().manual_seed(1)), training=True
-    ).sum().backward()
+    values = torch.randn(64, 2000, generator=torch.Generator().manual_seed(1))
+    dependence.noisy_phi(values).clamp(CLIP, 1 - CLIP).sum().backward()
     assert dependence.eta.grad is not None
     assert least <= dependence.eta.grad.mean().item() / 64 <= most
 
@@ -128,18 +132,17 @@ def test_the_start_leaves_gates_a_gradient(eta: float, least: float, most: float
 def test_statistic_is_the_mean_over_places_and_passes_no_gradient() -> None:
     dependence = Dependence(3, 0.1, torch.Generator())
     maps = torch.randn(5, 3, 4, 4, requires_grad=True)
-    phi = dependence.phi(maps, training=False)
-    torch.testing.assert_close(phi, dependence.phi(maps.mean((2, 3)), training=False))
+    phi = dependence.phi(maps)
+    torch.testing.assert_close(phi, dependence.phi(maps.mean((2, 3))))
     phi.sum().backward()
     assert maps.grad is None
     assert dependence.g.grad is not None
 
 
 @pytest.mark.parametrize("kind", ["mlp", "convnet"])
-def test_posterior_is_frozen_and_removed_units_are_off(
+def test_posterior_is_frozen_and_gradients_are_finite(
     kind: str, request: pytest.FixtureRequest, make_context: Callable[..., StepContext]
 ) -> None:
-    """In the dependent stage; and every gradient is finite."""
     network, sites = request.getfixturevalue(kind)
     method = attached((network, sites), make_context)
     (group,) = method.parameter_groups()
@@ -147,62 +150,62 @@ def test_posterior_is_frozen_and_removed_units_are_off(
     network.train()
     method.training_step(Batch(inputs_of(kind, 32), torch.randint(10, (32,))))
     assert method.posterior.a_uc.grad is None
-    assert method.placement is not None
-    kept = method.by_site(method.posterior.kept())
-    for site in sites:
-        value = method.placement.gates[site.name].value
-        assert value.shape == (32, site.size)
-        assert bool((value[:, ~kept[site.name]] == 0).all())
-        weight = network.get_submodule(site.producers[0]).weight
-        assert bool((weight.grad[~kept[site.name]] == 0).all())
     for parameter in (*network.parameters(), *method.dependences.parameters()):
         if parameter.grad is not None:
             assert parameter.grad.isfinite().all()
     penalty = method.penalty()
     assert penalty is not None
-    modules = zip(method.dependences, kept.values(), strict=True)
-    total = sum(module.kl(left) for module, left in modules if isinstance(module, Dependence))
+    total = sum(module.kl() for module in method.dependences if isinstance(module, Dependence))
     torch.testing.assert_close(penalty, total / method.context.train_size)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "convnet"])
-def test_removed_units_are_as_good_as_gone(
+def test_static_units_are_cut_out_before_the_dependent_stage(
     kind: str, request: pytest.FixtureRequest, make_context: Callable[..., StepContext]
 ) -> None:
-    """Through steps of the dependent stage, whatever their own numbers are: the same loss and the same updates of
-    everything else; and of the gradients none is theirs."""
+    """Physically; what is left computes what the whole network does with those units off; and nothing of the first
+    stage's gates stays behind, but for the posterior of the units that are left."""
     network, sites = request.getfixturevalue(kind)
-    twin = copy.deepcopy(network)
-    one, other = attached((network, sites), make_context), attached((twin, sites), make_context)
-    off: dict[str, torch.Tensor] = {}
-    for site, gate in zip(sites, other.dependences, strict=True):
-        gone = ~other.kept[site.name]
-        assert bool(gone.any())
-        with torch.no_grad():
-            for layer in (*site.producers, *site.norms):
-                for name, parameter in twin.get_submodule(layer).named_parameters():
-                    parameter[gone] = torch.randn_like(parameter[gone])
-                    off[f"{layer}.{name}"] = gone
-            for parameter in gate.parameters():
-                parameter[gone] = 3 * torch.rand_like(parameter[gone])
-    batch = Batch(inputs_of(kind, 32), torch.arange(32) % 10)
-    for method in (one, other):
-        method.network.train()
-        parameters = [*method.network.parameters(), *method.dependences.parameters()]
-        optimiser = torch.optim.SGD(parameters, lr=0.1, weight_decay=0.01)
-        for _ in range(3):
-            optimiser.zero_grad()
-            loss = method.training_step(batch)
-            optimiser.step()
-        assert loss.isfinite()
-    for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
-        rows = ~off.get(name, torch.zeros(len(ours), dtype=torch.bool))
-        torch.testing.assert_close(ours[rows], theirs[rows])
-        assert bool((theirs.grad[~rows] == 0).all())
-    for site, ours, theirs in zip(sites, one.dependences, other.dependences, strict=True):
-        for mine, its in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(mine[one.kept[site.name]], its[one.kept[site.name]])
-            assert bool((its.grad[~one.kept[site.name]] == 0).all())
+    method = DependentBetaBernoulli()
+    method.attach(network, sites, make_context(strength=1.0))
+    for phase in method.phases(12)[:2]:
+        method.start_phase(phase)
+    assert not method.removable()
+    with torch.no_grad():
+        method.posterior.a_uc[::3] = -9.0
+        method.posterior.b_uc.copy_(torch.linspace(0, 1, len(method.posterior.b_uc)))
+    method.context.phase = method.phases(12)[2]
+    kept, full = method.removable(), method.posterior
+    plain = copy.deepcopy(network)
+    found = take_away(network, method, sites, kept, inputs_of(kind, 1))
+    assert [site.size for site in found] == [int(mask.sum()) for mask in kept.values()]
+    assert sum(site.size for site in found) < sum(site.size for site in sites)
+    for site, mask in zip(find_sites(network, inputs_of(kind, 1)), kept.values(), strict=True):
+        assert len(network.get_submodule(site.producers[0]).weight) == int(mask.sum())
+    masked = masked_reference(plain, SparsityPlan(kept=kept), inputs_of(kind, 1))
+    torch.testing.assert_close(network.eval()(inputs_of(kind, 16)), masked(inputs_of(kind, 16)))
+    left = torch.cat(list(kept.values()))
+    assert torch.equal(method.posterior.a_uc, full.a_uc[left])
+    assert torch.equal(method.posterior.b_uc, full.b_uc[left])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    method.start_phase(method.phases(12)[2])
+    network.train()
+    method.training_step(Batch(inputs_of(kind, 32), torch.randint(10, (32,))))
+    assert method.placement is not None
+    assert [gate.value.shape for gate in method.placement.gates.values()] == [(32, s.size) for s in found]
+
+
+def test_a_site_without_any_unit_left_is_not_cut(
+    mlp: Network, make_context: Callable[..., StepContext]
+) -> None:
+    method = DependentBetaBernoulli()
+    method.attach(*mlp, make_context(strength=1.0))
+    for phase in method.phases(12)[:2]:
+        method.start_phase(phase)
+    with torch.no_grad():
+        method.posterior.a_uc[:20] = -9.0
+    method.context.phase = method.phases(12)[2]
+    assert list(method.removable()) == ["2"]
 
 
 @pytest.mark.parametrize("kind", ["mlp", "convnet"])
@@ -210,8 +213,9 @@ def test_delivered_gates_are_those_of_evaluation(
     kind: str, request: pytest.FixtureRequest, make_context: Callable[..., StepContext]
 ) -> None:
     """E[π] folded into the weights and into slope and offset: the same logits."""
-    network, sites = request.getfixturevalue(kind)
-    method = attached((network, sites), make_context)
+    network, _ = request.getfixturevalue(kind)
+    method = attached(request.getfixturevalue(kind), make_context)
+    sites = method.sites
     inputs = inputs_of(kind, 64)
     gated = network.eval()(inputs)
     assert method.placement is not None
@@ -242,8 +246,9 @@ def test_delivered_gates_are_those_of_evaluation(
 def test_activity_is_counted_on_the_validation_split(
     mlp: Network, make_context: Callable[..., StepContext]
 ) -> None:
-    network, sites = mlp
+    network, _ = mlp
     method = attached(mlp, make_context)
+    sites = method.sites
     inputs = inputs_of("mlp", 50)
     seen: list[dict[str, float]] = []
 
@@ -267,16 +272,18 @@ def test_activity_is_counted_on_the_validation_split(
     plan = method.plan(1.0)
     assert plan.expected_activity == pytest.approx(seen[0])
     for site in sites:
-        assert 0 < plan.expected_activity[site.name] < int(plan.kept[site.name].sum())
+        assert 0 < plan.expected_activity[site.name] < site.size
 
 
 def test_state_survives_a_round_trip(convnet: Network, make_context: Callable[..., StepContext]) -> None:
-    network, sites = convnet
-    twin = copy.deepcopy(network)
+    network, _ = convnet
     method = attached(convnet, make_context)
+    method.placement.remove()
+    twin = copy.deepcopy(network)
+    method._place()
     method.activity = {"0": 1.5}
     other = DependentBetaBernoulli()
-    other.attach(twin, sites, make_context(strength=1.0))
+    other.attach(twin, method.sites, make_context(strength=1.0))
     other.load_state_dict(method.state_dict())
     inputs = inputs_of("convnet", 8)
     assert torch.equal(network.eval()(inputs), twin.eval()(inputs))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import methods
+from bench.compaction import find_sites
 from methods.base import Phase, Site, StepContext
 from methods.group_lasso import GroupLasso, row_norms
 
@@ -26,26 +27,60 @@ def attached(network: Network, context: StepContext, **config: Any) -> GroupLass
 
 
 def groups_of(network: nn.Module, layers: str) -> torch.Tensor:
-    """One row per unit: all that belongs to it."""
+    """One row per unit: all parameters that these layers have of it."""
     parts = [
         p.detach().reshape(p.shape[0], -1) for n in layers for p in network.get_submodule(n).parameters()
     ]
     return torch.cat(parts, dim=1)
 
 
-def test_one_step_is_the_proximal_point_of_every_group(convnet: Network, make_context: MakeContext) -> None:
-    """Weights, bias, scale and shift of a unit shrink by one factor: max(1 − ηλ√p/‖θ_g‖, 0)."""
+def test_one_step_is_the_proximal_point_of_every_group(mlp: Network, make_context: MakeContext) -> None:
+    """Weights and bias of a unit shrink by one factor: max(1 − ηλ√p/‖θ_g‖, 0)."""
+    network, _ = mlp
+    method = attached(mlp, make_context(0.5))
+    method.context.learning_rate = 0.1
+    before = groups_of(network, "2")
+    assert before.shape == (10, 20 + 1)
+    rest = network.get_parameter("4.weight").detach().clone()
+    method.after_step()
+    threshold = 0.1 * 0.5 * 21**0.5
+    expected = torch.stack([g * max(0.0, 1 - threshold / float(g.norm())) for g in before])
+    torch.testing.assert_close(groups_of(network, "2"), expected)
+    assert torch.equal(network.get_parameter("4.weight"), rest)
+
+
+def test_behind_a_norm_scale_and_shift_are_the_group(convnet: Network, make_context: MakeContext) -> None:
+    """The rows in front of it, whose size means nothing, stay as they are."""
     network, _ = convnet
+    with torch.no_grad():
+        network.get_parameter("4.bias").copy_(torch.linspace(-1, 1, 12))
     method = attached(convnet, make_context(0.5))
     method.context.learning_rate = 0.2
-    before = groups_of(network, "34")
-    assert before.shape == (12, 8 * 9 + 1 + 2)
-    rest = network.get_parameter("8.weight").detach().clone()
+    before, rows = groups_of(network, "4"), groups_of(network, "3")
     method.after_step()
-    threshold = 0.2 * 0.5 * 75**0.5
+    threshold = 0.2 * 0.5 * 2**0.5
     expected = torch.stack([g * max(0.0, 1 - threshold / float(g.norm())) for g in before])
-    torch.testing.assert_close(groups_of(network, "34"), expected)
-    assert torch.equal(network.get_parameter("8.weight"), rest)
+    torch.testing.assert_close(groups_of(network, "4"), expected)
+    assert torch.equal(groups_of(network, "3"), rows)
+
+
+def test_where_the_scale_is_free_the_step_takes_no_length_away(
+    convnet: Network, make_context: MakeContext
+) -> None:
+    """Units in front of a normalised reader, as the analysis finds them: directions change, the length does not, and
+    neither does what the network computes where no unit goes."""
+    network, _ = convnet
+    sites = find_sites(network, torch.zeros(1, 1, 8, 8))
+    assert [site.scale_free for site in sites] == [True, False]
+    with torch.no_grad():
+        network.get_parameter("1.weight").copy_(torch.tensor([0.05, *[1.0] * 7]))
+    method = attached((network, sites), make_context(0.5))
+    method.context.learning_rate = 0.2
+    method.after_step()
+    scales = network.get_parameter("1.weight").detach()
+    assert scales[0] == 0
+    assert bool((scales[1:] > 1).all())
+    assert float(scales.norm()) == pytest.approx(8**0.5)
 
 
 def test_a_unit_at_zero_is_off_and_the_last_of_a_layer_stays(
@@ -53,19 +88,21 @@ def test_a_unit_at_zero_is_off_and_the_last_of_a_layer_stays(
 ) -> None:
     network, _ = convnet
     method = attached(convnet, make_context(1.0))
+    with torch.no_grad():
+        network.get_parameter("4.weight").copy_(torch.linspace(0.5, 1.5, 12))
     norms = row_norms(method.groups["3"])
-    method.context.learning_rate = float(norms.median()) / 75**0.5
+    method.context.learning_rate = float(norms.median()) / 2**0.5
     method.after_step()
     kept = method.plan(1.0).kept["3"]
     assert torch.equal(kept, norms > norms.median())
     outputs = network.eval()[:5](torch.randn(2, 1, 8, 8))
     assert torch.equal(outputs.abs().amax(dim=(0, 2, 3)) > 0, kept)
     largest = int(row_norms(method.groups["3"]).argmax())
-    before = groups_of(network, "34")[largest]
+    before = groups_of(network, "4")[largest]
     method.context.learning_rate = 100.0
     method.after_step()
     assert method.plan(1.0).kept["3"].nonzero().flatten().tolist() == [largest]
-    assert torch.equal(groups_of(network, "34")[largest], before)
+    assert torch.equal(groups_of(network, "4")[largest], before)
 
 
 def test_penalty_only_before_fine_tuning_and_units_stay_off(

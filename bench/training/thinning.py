@@ -1,0 +1,52 @@
+"""Units that a method gives up for good while it trains are taken away at once, not only at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bench.compaction import Architecture, apply_architecture, find_sites
+from bench.device import place
+from methods.base import Method, Site
+
+Removed = dict[str, list[int]]
+"""Site → the units that are left, in the numbers of the network that the training began with."""
+
+
+def take_away(
+    network: nn.Module, method: Method, sites: Sequence[Site], kept: Mapping[str, Tensor], example: Tensor
+) -> list[Site]:
+    """Cut `network`, itself, to the units `kept`, (size,) bool by site, and hand it over to the method; the new sites,
+    of those that the method was offered.
+
+    The layers are other objects afterwards. example: on the device that trains.
+    """
+    left = {site: mask.nonzero().flatten().tolist() for site, mask in kept.items()}
+    thin = place(apply_architecture(network, Architecture(kept=left), example), example.device)
+    for name, child in thin.named_children():
+        setattr(network, name, child)
+    offered = {site.name for site in sites}
+    found = [site for site in find_sites(network, example) if site.name in offered]
+    method.transfer(found, kept)
+    return found
+
+
+def composed(before: Removed, kept: Mapping[str, Tensor]) -> Removed:
+    """What is left after a further removal, in the numbers of the beginning."""
+    now = {site: mask.nonzero().flatten().tolist() for site, mask in kept.items()}
+    return before | {
+        site: [before[site][unit] for unit in units] if site in before else units
+        for site, units in now.items()
+    }
+
+
+def masks_of(removed: Removed, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """(size,) bool by site of the network that the training began with."""
+    masks: dict[str, Tensor] = {}
+    for site in sites:
+        if site.name in removed:
+            masks[site.name] = torch.zeros(site.size, dtype=torch.bool)
+            masks[site.name][removed[site.name]] = True
+    return masks
