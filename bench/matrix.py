@@ -12,9 +12,10 @@ import torch
 
 import methods
 from bench import networks
-from bench.compaction import find_sites, offered_sites
+from bench.compaction import find_sites
 from bench.errors import BadInput
 from bench.folder import in_one_line
+from bench.offer import skip_reason
 
 SHAPE, CLASSES = (3, 32, 32), 10
 """The images that the networks are built for: they make no difference to what runs."""
@@ -22,9 +23,9 @@ SHAPE, CLASSES = (3, 32, 32), 10
 HEADING = f"""# What runs where
 
 Made by `bench list matrix`, with every network that comes with the suite built for {SHAPE[1]}×{SHAPE[2]} images and
-every method at its default settings. `inner` and `streams` are the groups of units that can be removed: inner ones are
-offered to the methods, streams (units that a residual addition or a concatenation ties together) on request, with
-`streams = true` in the workload. ✓: runs on the inner ones; a number: skipped, for the reason below the table.
+every method at its default settings. `inner` and `streams` count the groups of units that can be removed. Methods that
+remove units work on the inner ones, and on streams (units that a residual addition or a concatenation ties together)
+with `streams = true` in the workload; single weights go from all. ✓: runs; a number: skipped, for the reason below.
 """
 
 
@@ -45,14 +46,14 @@ def rows(names: Iterable[str]) -> list[Row]:
     for name in names:
         network = networks.build(name, SHAPE, CLASSES)
         sites = find_sites(network, torch.zeros(1, *SHAPE))
-        inner = offered_sites(sites, streams=False)
         skips: dict[str, str | None] = {}
         for kind in kinds:
             try:
-                skips[kind.name] = kind().supports(network, inner)
+                skips[kind.name] = skip_reason(kind(), network, sites, streams=False)
             except Exception as error:  # of the hook that says so
                 raise BadInput(f"method {kind.name!r} on {name!r}: {in_one_line(error)}") from error
-        found.append(Row(name, len(inner), len(sites) - len(inner), skips))
+        streams = sum(site.kind == "stream" for site in sites)
+        found.append(Row(name, len(sites) - streams, streams, skips))
     return found
 
 

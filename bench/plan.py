@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import methods
 from bench import data, networks
 from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
-from bench.compaction import find_sites, offered_sites
+from bench.compaction import find_sites
 from bench.device import resolve
 from bench.errors import BadInput, nearest
 from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.macs import count_macs
 from bench.measure.presets import estimated_seconds, planned_id
+from bench.offer import skip_reason
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import MethodSettings, Start, Workload
 from bench.suite import Suite, WorkloadEntry, matching_workloads
@@ -81,7 +81,8 @@ def _add_cells(
     plan: Plan, subject: _Subject, entry: Entry, strengths: list[float], seeds: Sequence[int]
 ) -> None:
     """The cells of one method on one workload, or the reason why there are none."""
-    if reason := entry.method.supports(subject.network, subject.sites):
+    streams = subject.entry.streams
+    if reason := skip_reason(entry.method, subject.network, subject.sites, streams):
         plan.skips.append(Skip(subject.entry.network, entry.entry.shown, reason))
     elif strengths:
         for seed in seeds:
@@ -109,7 +110,10 @@ class _Subject:
         with _named(f"{where}.network"):
             network = networks.build(entry.network, dataset.input_shape, dataset.classes)
             example = torch.zeros(1, *dataset.input_shape)
-            sites = _sites(entry, network, example)
+            with _named(f"network {entry.network!r}"):
+                sites = find_sites(network, example)
+            if not sites:
+                raise BadInput(f"network {entry.network!r}: nothing in it can be removed (no prunable site)")
         with _named(f"{where}.{'start' if entry.start else 'network'}"):
             start = _start(entry, network)
         workload = Workload(
@@ -124,21 +128,6 @@ class _Subject:
         scored = 2 * len(dataset.validation) + 4 * dataset.test_size
         macs = count_macs(network, example)
         return cls(where, entry, workload, network, sites, len(dataset.train), scored, macs)
-
-
-def _sites(entry: WorkloadEntry, network: torch.nn.Module, example: Tensor) -> list[Site]:
-    """Those that the methods are offered. Raises BadInput where there is none."""
-    with _named(f"network {entry.network!r}"):
-        found = find_sites(network, example)
-    offered = offered_sites(found, entry.streams)
-    if not found:
-        raise BadInput(f"network {entry.network!r}: nothing in it can be removed (no prunable site)")
-    if not offered:
-        raise BadInput(
-            f"network {entry.network!r}: only units of residual streams or concatenations can be removed from it, "
-            "which `streams = true` in the workload offers"
-        )
-    return offered
 
 
 def _start(entry: WorkloadEntry, network: torch.nn.Module) -> Start | None:

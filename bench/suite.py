@@ -29,8 +29,8 @@ class _Checked(BaseModel):
 class WorkloadEntry(_Checked):
     """A data set, a network and how it is trained.
 
-    start: a checkpoint (a state dict, .safetensors) to start from in place of fresh weights. streams: offer methods the
-    units of residual streams and concatenations too, which go from all layers that share them or from none.
+    start: a checkpoint (a state dict, .safetensors) to start from in place of fresh weights. streams: let methods
+    remove units of residual streams and concatenations too, which go from all layers that share them or from none.
     """
 
     dataset: str

@@ -3,7 +3,7 @@
 from bench.compaction.architecture import Architecture, LayerChange, apply_architecture
 from bench.compaction.archive import Dynamic, load_archive, load_compact, save_compact
 from bench.compaction.removal import Compacted, compact
-from bench.compaction.sites import find_sites, offered_sites
+from bench.compaction.sites import find_sites
 from bench.compaction.verify import Certificate, masked_reference, top1_changes
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "load_archive",
     "load_compact",
     "masked_reference",
-    "offered_sites",
     "save_compact",
     "top1_changes",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,12 +30,6 @@ def find_sites(network: nn.Module, example: Tensor) -> list[Site]:
     of operations the analysis does not know make no site. Raises BadInput where the network cannot be traced.
     """
     return [space.site for space in find_spaces(build_graph(plain_copy(network), example))]
-
-
-def offered_sites(sites: Sequence[Site], streams: bool) -> list[Site]:
-    """Those that a method may remove units of: the inner ones, and on request the streams, whose units go from all
-    layers that share them or from none."""
-    return [site for site in sites if streams or site.kind != "stream"]
 
 
 def find_spaces(graph: Graph) -> list[Space]:

@@ -17,10 +17,10 @@ from bench.compaction import (
     LayerChange,
     apply_architecture,
     find_sites,
-    offered_sites,
 )
 from bench.data.split import Dataset
 from bench.device import place
+from bench.offer import offered_sites
 from bench.records.schema import Workload
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
@@ -30,8 +30,8 @@ from methods.base import Method, Phase, Site, StepContext
 
 @dataclass
 class Subject:
-    """sites: those that the method is offered. thinned: what of the full network it was built with, or trained on with,
-    where the method asked for less."""
+    """sites: those that the method is offered. thinned: what of the full network it was built with, or trained on
+    with, where the method asked for less."""
 
     network: nn.Module
     sites: list[Site]
@@ -44,9 +44,8 @@ class Subject:
         torch.manual_seed(stream(cell.seed, "init"))
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
         network = place(network, example.device)
-        streams = cell.workload.streams
-        sites = offered_sites(find_sites(network, example), streams)
-        method = create_method(cell)
+        method, streams = create_method(cell), cell.workload.streams
+        sites = offered_sites(find_sites(network, example), method, streams)
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
         if shape is None:
             return cls(network, sites, method)
@@ -57,7 +56,7 @@ class Subject:
         thin = place(apply_architecture(network, thinned, example), example.device)
         torch.manual_seed(stream(cell.seed, "init"))
         initialise(thin, network)
-        return cls(thin, offered_sites(find_sites(thin, example), streams), method, thinned)
+        return cls(thin, offered_sites(find_sites(thin, example), method, streams), method, thinned)
 
     def load_start(self, workload: Workload) -> None:
         """What training starts from. A shape of the method's own starts afresh: it is there to show what it learns

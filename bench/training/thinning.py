@@ -18,7 +18,8 @@ Removed = dict[str, list[int]]
 def take_away(
     network: nn.Module, method: Method, sites: Sequence[Site], kept: Mapping[str, Tensor], example: Tensor
 ) -> list[Site]:
-    """Cut `network`, itself, to the units `kept`, (size,) bool by site, and hand it over to the method; the new sites.
+    """Cut `network`, itself, to the units `kept`, (size,) bool by site, and hand it over to the method; the new sites,
+    of those that the method was offered.
 
     The layers are other objects afterwards, and it may be of another class where calls of its code had to be replaced;
     hooks on the network itself stay. example: on the device that trains.

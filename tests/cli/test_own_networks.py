@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from bench import networks
+import bench
+from bench import data, networks
+from bench import suite as suites
 from bench.cli import main
 from bench.compaction import load_compact
+from bench.errors import BadInput
+from bench.execute.subject import Subject
+from bench.filters import Filters
+from bench.plan import make_plan
 from bench.records.read import read_records
+from bench.run import RunOptions, _request
 from tests.cli.folders import SUITE, run_here, tree, write
 
 OWN = """
@@ -100,7 +108,6 @@ def refused(capsys: pytest.CaptureFixture[str], text: str) -> str:
         ),
         ("user_nets:linear", ["nothing in it can be removed (no prunable site)"]),
         ("user_nets:imagenet", ["gives (1, 1000) for one image, must be (1, 10)"]),
-        ("user_nets:streams_only", ["only units of residual streams", "`streams = true`"]),
         ("torchvision:resnet18", ["take images with 3 channels, these have 1"]),
         ("torchvision:resnet", ["no classification model 'resnet'"]),
         ("vgg16", ["needs images of at least 32×32, got 8×8"]),
@@ -126,6 +133,68 @@ def test_a_checkpoint_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) ->
     assert "workloads.0.strams: unknown key (did you mean 'streams'?)" in refused(
         capsys, suite("mlp-300-100", "strams = true")
     )
+
+
+def test_a_network_of_streams_alone() -> None:
+    """Dense training and single weights go; what removes units is a skip, or has nothing to run."""
+    write(Path("mine.toml"), suite("user_nets:streams_only"))
+    plan = make_plan(suites.load("mine.toml"), Filters(), None)
+    assert [cell.method.label for cell in plan.cells] == ["dense", "weights"]
+    assert [skip.label for skip in plan.skips] == ["magnitude"]
+    assert "residual streams or in concatenations (see `streams`)" in plan.skips[0].reason
+    settings, _, magnitude, _ = Path("mine.toml").read_text().split("[[methods]]")
+    write(Path("one.toml"), f"{settings}[[methods]]{magnitude}")
+    with pytest.raises(BadInput, match="nothing to run: magnitude on user_nets:streams_only: all units"):
+        make_plan(suites.load("one.toml"), Filters(), None)
+    write(Path("mine.toml"), suite("user_nets:streams_only", "streams = true"))
+    assert not make_plan(suites.load("mine.toml"), Filters(), None).skips
+
+
+def test_what_a_method_is_offered() -> None:
+    """Single weights go from every layer; units of a stream on request."""
+    write(Path("plain.toml"), suite("user_nets:residual"))
+    write(Path("streams.toml"), suite("user_nets:residual", "streams = true"))
+    dataset, example = data.load("digits"), torch.zeros(1, 1, 8, 8)
+    for name, of_units in (("plain", ["branch.0"]), ("streams", ["stem", "branch.0"])):
+        for cell in make_plan(suites.load(f"{name}.toml"), Filters(), None).cells:
+            sites = [site.name for site in Subject.of(cell, dataset, example).sites]
+            assert sites == (of_units if cell.method.label == "magnitude" else ["stem", "branch.0"])
+
+
+def test_a_thin_network_starts_afresh() -> None:
+    """It shows what its shape learns without the weights of the checkpoint, which is not even looked at."""
+    save_file(dict(networks.build("mlp-300-100", (1, 8, 8), 10).state_dict()), "start.safetensors")
+    text = suite("mlp-300-100", 'start = "start.safetensors"').replace('"magnitude"', '"thin-dense"', 1)
+    write(Path("mine.toml"), text)
+    dense, thin, _ = make_plan(suites.load("mine.toml"), Filters(), None).cells
+    Path("start.safetensors").unlink()
+    dataset, example = data.load("digits"), torch.zeros(1, 1, 8, 8)
+    Subject.of(thin, dataset, example).load_start(thin.workload)
+    with pytest.raises(BadInput, match=r"start\.safetensors: cannot be read"):
+        Subject.of(dense, dataset, example).load_start(dense.workload)
+
+
+def test_a_shared_pretraining_is_that_of_a_start_but_not_of_streams() -> None:
+    save_file(dict(networks.build("mlp-300-100", (1, 8, 8), 10).state_dict()), "start.safetensors")
+    shared = []
+    for more in ("", "streams = true", 'start = "start.safetensors"'):
+        write(Path("mine.toml"), suite("mlp-300-100", more))
+        cells = make_plan(suites.load("mine.toml"), Filters(), None).cells
+        shared.append({cell.pretraining.id for cell in cells if cell.pretraining})
+    assert shared[0]
+    assert shared[0] == shared[1]
+    assert not shared[0] & shared[2]
+
+
+def test_a_changed_checkpoint_is_another_request(tmp_path: Path) -> None:
+    """A second start of a finished run looks at it."""
+    write(Path("mine.toml"), suite("mlp-300-100", 'start = "start.safetensors"'))
+    options = RunOptions(results=tmp_path / "r", data_root=None, jobs=1, device="cpu")
+    requests = []
+    for content in (b"one", b"one", b"other"):
+        Path("start.safetensors").write_bytes(content)
+        requests.append(_request("mine.toml", suites.load("mine.toml"), Filters(), options))
+    assert requests[0] == requests[1] != requests[2]
 
 
 def test_a_start_and_streams(tmp_path: Path) -> None:
@@ -154,6 +223,11 @@ def test_a_start_and_streams(tmp_path: Path) -> None:
     assert units["plain"] == units["streams"] == {"stem": 6, "branch.0": 4}
     assert kept["plain"] == kept["start"] == {"stem": 6, "branch.0": 2}
     assert kept["streams"] == {"stem": 3, "branch.0": 2}
+    recipes = {
+        name: json.loads(bench.read_results(tmp_path / name)["recipe"].iloc[0])
+        for name in ("plain", "streams")
+    }
+    assert recipes["streams"] == recipes["plain"] | {"streams": True}  # so that the two never share a row
     (started,) = read_records(tmp_path / "start").train.values()
     assert started.workload.start is not None
     assert started.workload.start.sha256 == networks.checkpoint_digest(Path("start.safetensors"))

@@ -1,0 +1,27 @@
+"""What of a network a method is offered, and why it does not run there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from methods.base import Method, Site
+
+
+def offered_sites(sites: Sequence[Site], method: Method, streams: bool) -> list[Site]:
+    """Of all sites of a network, those that a method may work on.
+
+    Units of a stream go from all layers that share them or from none, so they are offered on request (streams). Where
+    no units are removed that does not matter: a method of single weights may take them from any layer.
+    """
+    whole = streams or method.traits.granularity in ("none", "weight")
+    return [site for site in sites if whole or site.kind != "stream"]
+
+
+def skip_reason(method: Method, network: nn.Module, sites: Sequence[Site], streams: bool) -> str | None:
+    """None, or why a method does not run on a network with these sites."""
+    offered = offered_sites(sites, method, streams)
+    if sites and not offered:
+        return "all units of it that could go lie on residual streams or in concatenations (see `streams`)"
+    return method.supports(network, offered)
