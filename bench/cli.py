@@ -139,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = _command(commands, "doctor", "what this machine has: versions, device, data sets", _doctor)
     _data(doctor)
+    doctor.add_argument(
+        "--network", metavar="NAME", help="time a training step of it, by memory format and threads"
+    )
 
     new_method = _command(
         commands, "new-method", "write NAME.py here: a method that works, to change", _new_method
@@ -306,7 +309,7 @@ def _controls(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from bench.doctor import print_doctor
 
-    print_doctor(_data_root(options), _console())
+    print_doctor(_data_root(options), _console(), options.network)
     return EXIT_DONE
 
 

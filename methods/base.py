@@ -177,8 +177,9 @@ class Method(ABC):
     strengths: the default grid, weakest first. strength_meaning: one sentence on what a larger value does. At strength
     zero a method keeps the whole network. autocast: whether the network's passes in training may run in bf16 where the
     recipe asks for it; no for an estimator that lives on small differences. capturable: whether `training_step` and
-    `penalty` do the same operations in every full batch of a phase, decide nothing on the host, keep no batch, and draw
-    from `context.generator` alone; such a step may be recorded once and replayed (`after_step` always runs as it is).
+    `penalty` do the same operations in every full batch of a phase, decide nothing on the host, keep no batch, draw
+    from `context.generator` alone, and use tensors that are changed in place only; such a step may be recorded once and
+    replayed (`after_step` always runs as it is).
     """
 
     name: ClassVar[str]

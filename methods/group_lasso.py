@@ -76,19 +76,16 @@ class GroupLasso(FinetunedMethod):
     @torch.no_grad()
     def _shrink(self, threshold: float) -> None:
         """The proximal step; threshold: η·λ."""
-        factors = {}
         for name, group in self.groups.items():
             norms = row_norms(group)
             size = sum(parameter[0].numel() for parameter in group)
             factor = group_shrinkage(norms, threshold * size**0.5)
-            factors[name] = factor, norms
-        alive = torch.stack([factor.any() for factor, _ in factors.values()]).tolist()
-        for (name, (factor, norms)), lives in zip(factors.items(), alive, strict=True):
-            if not lives:
-                factor[norms.argmax()] = 1.0
+            # Without asking the host, which would wait for a GPU in every step: the largest of a site that is all zero.
+            largest = torch.arange(len(norms), device=norms.device) == norms.argmax()
+            factor = torch.where(largest & ~factor.any(), 1.0, factor)
             if name in self._length:
-                factor *= self._length[name] / (factor * norms).norm()
-            for parameter in self.groups[name]:
+                factor = factor * (self._length[name] / (factor * norms).norm())
+            for parameter in group:
                 parameter.mul_(factor.view(-1, *[1] * (parameter.dim() - 1)))
 
     def select(self, strength: float) -> SparsityPlan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench import networks
-from bench.device import place
+from bench.device import exact_float32, place
 
 
 def test_placing_changes_the_layout_and_not_one_value() -> None:
@@ -17,3 +17,11 @@ def test_placing_changes_the_layout_and_not_one_value() -> None:
     assert all(torch.equal(value, before[name]) for name, value in placed.state_dict().items())
     inner = [module for module in placed.modules() if isinstance(module, torch.nn.Conv2d)][1]
     assert inner.weight.stride()[1] == 1
+
+
+def test_float32_is_exact_inside_and_as_before_outside() -> None:
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, products.fp32_precision  # type: ignore[attr-defined]
+    with exact_float32():
+        assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")  # type: ignore[attr-defined]
+    assert (convolutions.fp32_precision, products.fp32_precision) == before  # type: ignore[attr-defined]

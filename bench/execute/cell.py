@@ -27,7 +27,7 @@ from bench.compaction.gating import cut_gates, with_gates
 from bench.compaction.verify import FLOAT32_BOUND, Certificate, difference
 from bench.data.batches import Normalise, ordered
 from bench.data.split import Split
-from bench.device import place
+from bench.device import exact_float32, place
 from bench.errors import CellFailed
 from bench.execute import layout
 from bench.execute.memory import T, in_memory
@@ -83,6 +83,7 @@ class CellRun:
         self.recipe = Recipe(**cell.workload.recipe)
         self._parts = 1
 
+    @exact_float32()
     def run(self, retry_failed: bool = False) -> bool:
         """True when every stage of the cell is done. A finished stage is not done again."""
         finished = {"done"} if retry_failed else {"done", "failed"}
@@ -110,6 +111,7 @@ class CellRun:
             self.store.write(record)
         return all(self.store.status("point", point) == "done" for _, point in self.cell.points)
 
+    @exact_float32()
     def run_pretraining(self) -> bool:
         """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
         try:

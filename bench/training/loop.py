@@ -151,6 +151,9 @@ class Loop:
             self.on_epoch(number + 1, planned.phase.name)
             if request in (Request.STOP, Request.NEXT_PHASE):
                 return request
+            if request is Request.ROLLBACK:
+                # A recorded step would go on with what the optimisers held before.
+                step = self._step(optimizers)
             self._position = Position(self._position.phase, epoch + 1)
             if not last and self.checkpoints.due():
                 self._save(optimizers)

@@ -100,7 +100,8 @@ class GraphStep:
         for generator in self._generators:
             graph.register_generator_state(generator)
         try:
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Other threads may go on: one that reads images ahead copies to the device as it likes.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._loss = self._eager(self._batch)
         except RuntimeError as error:
             self._failed = True

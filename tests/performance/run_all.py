@@ -32,6 +32,7 @@ def main() -> None:
         )
     else:
         print("\n== harness against a bare loop: left out, MNIST is needed (BENCH_DATA or --data-root)")
+    section("training on a GPU", HERE / "cuda_training.py")
     with tempfile.TemporaryDirectory() as folder:
         section("all of `make bench`", HERE / "whole_suite.py", folder)
 

@@ -44,7 +44,7 @@ STEPS: list[str] = []
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def recording(graph: FakeGraph, stream: Any = None) -> Iterator[None]:
+    def recording(graph: FakeGraph, stream: Any, capture_error_mode: str) -> Iterator[None]:
         STEPS.append("record")
         yield
 
