@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.compaction.graph import build_graph
 from bench.compaction.operations import NORMS
+from bench.compaction.own_layers import Shift
 from bench.compaction.steps import Graph, Step
 from bench.compaction.tracing import plain_copy
 from bench.errors import nearest
@@ -39,7 +40,8 @@ def find_spaces(graph: Graph) -> list[Space]:
         units = tuple(step.units.tolist())
         if units in owned and not bool(graph.pinned[step.units].any()):
             groups.setdefault(units, []).append(step)
-    return [_space(graph, producers) for producers in groups.values()]
+    singly = _parameters_of_one(graph)
+    return [_space(graph, producers, singly) for producers in groups.values()]
 
 
 def without_site(graph: Graph, spaces: list[Space]) -> Tensor:
@@ -63,7 +65,7 @@ def norm_after(graph: Graph, step: Step) -> Step | None:
             return None
 
 
-def _space(graph: Graph, producers: list[Step]) -> Space:
+def _space(graph: Graph, producers: list[Step], singly: Tensor) -> Space:
     units = producers[0].units
     member = torch.zeros(len(graph.pinned), dtype=torch.bool)
     member[units] = True
@@ -77,9 +79,9 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
         for step in graph.producers()
         if step not in producers and any(bool(member[source.units].any()) for source in step.inputs)
     ]
-    parameters = macs = 0.0
-    for step in graph.steps:
-        made, read = _cost(step, member, step in producers, step in readers)
+    parameters, macs = singly[units].sum().item(), 0.0
+    for step in (*producers, *readers):
+        made, read = _cost(step, member, step in producers)
         parameters, macs = parameters + made, macs + read
     site = Site(
         name=producers[0].layer,
@@ -96,17 +98,27 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
     return Space(site, units)
 
 
-def _cost(step: Step, member: Tensor, produces: bool, reads: bool) -> tuple[float, float]:
-    """Parameters and MACs of one image that the units of a space cost together in one step."""
+def _parameters_of_one(graph: Graph) -> Tensor:
+    """(units,) float64: what a unit has in normalisations, in activations that learn, in scales and shifts."""
+    found = torch.zeros(len(graph.pinned), dtype=torch.float64)
+    for step in graph.steps:
+        module = step.module
+        if step.operation.kind == "parameter":
+            each = 1
+        elif step.operation.kind == "norm" or isinstance(module, nn.PReLU | Shift):
+            assert module is not None
+            each = sum(p.numel() for p in module.parameters()) // len(
+                step.units
+            )  # a PReLU may have one for all
+        else:
+            continue
+        found.index_add_(0, step.units, torch.full((len(step.units),), float(each), dtype=torch.float64))
+    return found
+
+
+def _cost(step: Step, member: Tensor, produces: bool) -> tuple[float, float]:
+    """Parameters and MACs of one image that the units of a space cost together in a layer that makes or reads them."""
     module = step.module
-    if step.operation.kind == "parameter":
-        return float(member[step.units].sum()), 0.0
-    if step.operation.kind == "norm" or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
-        assert module is not None
-        each = sum(p.numel() for p in module.parameters()) / len(step.units)
-        return each * int(member[step.units].sum()), 0.0
-    if not (produces or reads):
-        return 0.0, 0.0
     assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     share = member[step.units if produces else step.inputs[0].units].double().mean().item()
     weights = module.weight.numel() * share

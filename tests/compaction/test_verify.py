@@ -50,12 +50,13 @@ def test_certificate_fails_when_any_parameter_moves(
 ) -> None:
     """The compact network is spoilt after rewriting; even an error that float32 would not see is found."""
 
-    def spoiling(graph: object, keep: Tensor) -> None:
-        real_cut(graph, keep)  # type: ignore[arg-type]
+    def spoiling(graph: object, keep: Tensor) -> nn.Module:
+        network = real_cut(graph, keep)  # type: ignore[arg-type]
         modules = {step.layer: step.module for step in graph.steps if step.module is not None}  # type: ignore[attr-defined]
         layer, _, word = name.rpartition(".")
         with torch.no_grad():
             getattr(modules[layer], word).view(-1)[0] += size * 10
+        return network
 
     real_cut = removal.cut
     monkeypatch.setattr(removal, "cut", spoiling)
@@ -88,10 +89,11 @@ def test_certificate_fails_when_constants_are_not_folded(monkeypatch: pytest.Mon
 
 
 def test_certificate_fails_when_the_compact_network_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halved(graph: object, keep: Tensor) -> None:
-        real_cut(graph, keep)  # type: ignore[arg-type]
+    def halved(graph: object, keep: Tensor) -> nn.Module:
+        network = real_cut(graph, keep)  # type: ignore[arg-type]
         fc = next(s.module for s in graph.steps if s.layer == "fc")  # type: ignore[attr-defined]
         fc.weight = nn.Parameter(fc.weight[:, :2])
+        return network
 
     real_cut = removal.cut
     monkeypatch.setattr(removal, "cut", halved)
