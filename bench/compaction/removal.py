@@ -15,8 +15,9 @@ from bench.compaction.layers import change_layers
 from bench.compaction.liveness import keep_runnable, needed_units, round_up, values
 from bench.compaction.rewrite import cut, fold_constants
 from bench.compaction.sites import find_spaces, switch_off, without_site
+from bench.compaction.steps import Graph
 from bench.compaction.tracing import fitting, plain_copy
-from bench.compaction.verify import Certificate, certify, masked_reference
+from bench.compaction.verify import Certificate, certify, reference_of
 from methods.base import SparsityPlan
 
 
@@ -46,18 +47,18 @@ def compact(
     """
     if multiple < 1:
         raise ValueError(f"multiple is {multiple}; 1 or more is needed")
-    # Checks the plan too.
-    reference = masked_reference(network, plan, example).cpu()
     work = plain_copy(network, torch.float64)
-    sites = [space.site for space in find_spaces(build_graph(work, example))]
-    switch_off(work, sites, plan)
+    graph = build_graph(work, example)
+    reference = reference_of(network, plan, graph).cpu()  # checks the plan too
+    switch_off(work, [space.site for space in find_spaces(graph)], plan)
     changes = [LayerChange(kind=a.kind, layers=a.layers) for a in plan.layer_actions]
     for change in changes:
         work = change_layers(work, change.kind, change.layers, example)
-    work, emptied = _without_constant_branches(work, example)
+    if changes:
+        graph = build_graph(work, example)
+    graph, emptied = _without_constant_branches(graph, example)
     changes += [LayerChange(kind="shift", layers=(layer,)) for layer in emptied.layers]
 
-    graph = build_graph(work, example)
     spaces = find_spaces(graph)
     known = values(graph)
     keep = needed_units(graph, known)
@@ -95,16 +96,17 @@ class _Emptied(NamedTuple):
     units: int
 
 
-def _without_constant_branches(network: nn.Module, example: Tensor) -> tuple[nn.Module, _Emptied]:
-    """Branches of sums that give the same for every input become one number per channel."""
-    graph = build_graph(network, example)
+def _without_constant_branches(graph: Graph, example: Tensor) -> tuple[Graph, _Emptied]:
+    """The graph of a network where branches of sums that give the same for every input are one number per channel."""
     branches = constant_branches(graph, values(graph))
     if not branches:
-        return network, _Emptied((), 0)
+        return graph, _Emptied((), 0)
     before = [space.site for space in find_spaces(graph)]
+    network = graph.network
     for layer, constants in branches:
         network = change_layers(network, "shift", (layer,), example)
         set_shift(network, layer, constants)
-    left = {step.layer for step in build_graph(network, example).producers()}
+    graph = build_graph(network, example)
+    left = {step.layer for step in graph.producers()}
     gone = sum(site.size for site in before if left.isdisjoint(site.producers))
-    return network, _Emptied(tuple(layer for layer, _ in branches), gone)
+    return graph, _Emptied(tuple(layer for layer, _ in branches), gone)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction.graph import build_graph
-from bench.compaction.operations import HOMOGENEOUS, NORMS
+from bench.compaction.operations import NORMS
+from bench.compaction.own_layers import Shift
+from bench.compaction.scaling import is_scale_free, norm_after, outlet
 from bench.compaction.steps import Graph, Step
 from bench.compaction.tracing import plain_copy
 from bench.errors import nearest
@@ -39,7 +41,8 @@ def find_spaces(graph: Graph) -> list[Space]:
         units = tuple(step.units.tolist())
         if units in owned and not bool(graph.pinned[step.units].any()):
             groups.setdefault(units, []).append(step)
-    return [_space(graph, producers) for producers in groups.values()]
+    singly = _parameters_of_one(graph)
+    return [_space(graph, producers, singly) for producers in groups.values()]
 
 
 def without_site(graph: Graph, spaces: list[Space]) -> Tensor:
@@ -50,63 +53,7 @@ def without_site(graph: Graph, spaces: list[Space]) -> Tensor:
     return alone
 
 
-def norm_after(graph: Graph, step: Step) -> Step | None:
-    """The normalisation that ends the affine chain of a producer: nobody else reads what lies between."""
-    while True:
-        readers = graph.readers.get(step, [])
-        if len(readers) != 1:
-            return None
-        step = readers[0]
-        if step.operation.kind == "norm":
-            return step
-        if not step.operation.identity:
-            return None
-
-
-def outlet(graph: Graph, end: Step) -> Step:
-    """The last pooling module after `end` that nothing but homogeneous modules, each called once, lies before and
-    nobody else reads from; `end` itself where there is none."""
-    found, step = end, end
-    while len(readers := graph.readers.get(step, [])) == 1:
-        step = readers[0]
-        if type(step.module) not in HOMOGENEOUS or graph.step_of(step.layer) is not step:
-            break
-        if step.operation.kind == "pool":
-            found = step
-    return found
-
-
-def is_scale_free(graph: Graph, ends: list[Step], producers: list[Step]) -> bool:
-    """Whether all that reads from `ends` is normalised, and all before it homogeneous. A producer among the readers (a
-    depthwise convolution) has an end of its own."""
-    front, seen = list(ends), set(ends)
-    while front:
-        for reader in graph.readers.get(front.pop(), []):
-            if reader in seen or reader in producers:
-                continue
-            seen.add(reader)
-            if reader.operation.kind == "dense":
-                if norm_after(graph, reader) is None:
-                    return False
-            elif reader.operation.kind in ("pool", "flatten") or _is_homogeneous(reader):
-                front.append(reader)
-            else:
-                return False
-    return True
-
-
-def _is_homogeneous(step: Step) -> bool:
-    """Whether a map of one tensor takes positive factors through; where the class does not say so, by trying it."""
-    evaluate = step.operation.evaluate
-    if type(step.module) in HOMOGENEOUS:
-        return True
-    if step.operation.kind != "map" or evaluate is None or len(step.inputs) != 1 or step.axis != 1:
-        return False
-    probe = torch.linspace(-8, 8, len(step.units), dtype=torch.float64)[None]
-    return all(torch.allclose(evaluate([c * probe]), c * evaluate([probe])) for c in (0.25, 3.0))
-
-
-def _space(graph: Graph, producers: list[Step]) -> Space:
+def _space(graph: Graph, producers: list[Step], singly: Tensor) -> Space:
     units = producers[0].units
     member = torch.zeros(len(graph.pinned), dtype=torch.bool)
     member[units] = True
@@ -121,9 +68,9 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
         for step in graph.producers()
         if step not in producers and any(bool(member[source.units].any()) for source in step.inputs)
     ]
-    parameters = macs = 0.0
-    for step in graph.steps:
-        made, read = _cost(step, member, step in producers, step in readers)
+    parameters, macs = singly[units].sum().item(), 0.0
+    for step in (*producers, *readers):
+        made, read = _cost(step, member, step in producers)
         parameters, macs = parameters + made, macs + read
     site = Site(
         name=producers[0].layer,
@@ -142,17 +89,27 @@ def _space(graph: Graph, producers: list[Step]) -> Space:
     return Space(site, units)
 
 
-def _cost(step: Step, member: Tensor, produces: bool, reads: bool) -> tuple[float, float]:
-    """Parameters and MACs of one image that the units of a space cost together in one step."""
+def _parameters_of_one(graph: Graph) -> Tensor:
+    """(units,) float64: what a unit has in normalisations, in activations that learn, in scales and shifts."""
+    found = torch.zeros(len(graph.pinned), dtype=torch.float64)
+    for step in graph.steps:
+        module = step.module
+        if step.operation.kind == "parameter":
+            each = 1
+        elif step.operation.kind == "norm" or isinstance(module, nn.PReLU | Shift):
+            assert module is not None
+            each = sum(p.numel() for p in module.parameters()) // len(
+                step.units
+            )  # a PReLU may have one for all
+        else:
+            continue
+        found.index_add_(0, step.units, torch.full((len(step.units),), float(each), dtype=torch.float64))
+    return found
+
+
+def _cost(step: Step, member: Tensor, produces: bool) -> tuple[float, float]:
+    """Parameters and MACs of one image that the units of a space cost together in a layer that makes or reads them."""
     module = step.module
-    if step.operation.kind == "parameter":
-        return float(member[step.units].sum()), 0.0
-    if step.operation.kind == "norm" or (isinstance(module, nn.PReLU) and module.num_parameters > 1):
-        assert module is not None
-        each = sum(p.numel() for p in module.parameters()) / len(step.units)
-        return each * int(member[step.units].sum()), 0.0
-    if not (produces or reads):
-        return 0.0, 0.0
     assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     share = member[step.units if produces else step.inputs[0].units].double().mean().item()
     weights = module.weight.numel() * share

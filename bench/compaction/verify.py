@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import find_activation, find_branch
 from bench.compaction.sites import check_plan, find_spaces
+from bench.compaction.steps import Graph
 from bench.compaction.tracing import plain_copy
 from methods.base import SparsityPlan
 
@@ -76,7 +77,11 @@ def masked_reference(network: nn.Module, plan: SparsityPlan, example: Tensor) ->
     branches are multiplied by zero, linearised activations give their input back. Raises ValueError where the
     plan does not fit.
     """
-    graph = build_graph(plain_copy(network), example)
+    return reference_of(network, plan, build_graph(plain_copy(network), example))
+
+
+def reference_of(network: nn.Module, plan: SparsityPlan, graph: Graph) -> nn.Module:
+    """The same, with the graph of a copy of `network` at hand."""
     sites = [space.site for space in find_spaces(graph)]
     check_plan(network, sites, plan)
     reference = copy.deepcopy(network).eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_networks import check, images, randomise, shapes
@@ -53,6 +54,42 @@ class Gate(nn.Module):
         return x * torch.sigmoid(self.branch(x))
 
 
+class Swap(nn.Module):
+    """The halves of the channels change places, one of them through the branch, or are shuffled."""
+
+    def __init__(self, branch: nn.Module, shuffle: bool) -> None:
+        super().__init__()
+        self.branch, self.shuffle = branch, nn.ChannelShuffle(2) if shuffle else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return self.shuffle(torch.cat([self.branch(second), first], 1))
+
+
+class Padded(nn.Module):
+    """Two channels more, with a branch of their own."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + F.pad(x, (0, 0, 0, 0, 1, 1))
+
+
+class Tokens(nn.Module):
+    """Channels last, a sum scaled by channel."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.up, self.down, self.relu = nn.Linear(channels, width), nn.Linear(width, channels), nn.ReLU()
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, channels)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.down(self.relu(self.up(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+        return x + self.scale * out
+
+
 @st.composite
 def activations(draw: st.DrawFn, channels: int) -> list[nn.Module]:
     layers: list[nn.Module] = [nn.BatchNorm2d(channels)] if draw(st.booleans()) else []
@@ -83,8 +120,17 @@ def networks(draw: st.DrawFn) -> nn.Module:
     layers: list[nn.Module] = []
     channels, side = 2, SIDE
     for _ in range(draw(st.integers(1, 4))):
-        wrapper = draw(st.sampled_from((None, None, Sum, Cat, Gate)))
-        if wrapper is None:
+        wrapper = draw(st.sampled_from((None, None, Sum, Cat, Gate, Swap, Padded, Tokens)))
+        if wrapper is Swap and channels % 2 == 0:
+            half = draw(convolutions(channels // 2, channels // 2, same=True))
+            branch = nn.Sequential(half, *draw(activations(channels // 2)))
+            layers.append(Swap(branch, shuffle=draw(st.booleans())))
+        elif wrapper is Padded:
+            wider = draw(convolutions(channels, channels + 2, same=True))
+            layers.append(Padded(nn.Sequential(wider, *draw(activations(channels + 2)))))
+        elif wrapper is Tokens:
+            layers.append(Tokens(channels, draw(st.integers(1, 5))))
+        elif wrapper in (None, Swap):
             conv = draw(convolutions(channels))
             layers += [conv, *draw(activations(conv.out_channels))]
         else:

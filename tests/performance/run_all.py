@@ -26,6 +26,7 @@ def main() -> None:
     section("start-up", HERE / "start_up.py")
     section("reading 10,000 records", HERE / "check_read_results.py")
     section("a training step of each method", HERE / "method_steps.py")
+    section("removing half of ResNet-50", HERE / "compaction_speed.py")
     if options.data_root:
         section(
             "harness against a bare loop", HERE / "harness_against_bare.py", "--data-root", options.data_root
