@@ -94,12 +94,12 @@ class Subject:
         )
 
 
-def initialise(network: nn.Module, full: nn.Module) -> None:
+def initialise(network: nn.Module, full: nn.Module | None = None) -> None:
     """Fresh weights from torch's global generator: every layer's own, then those of whatever contains layers and has an
     initialisation of its own. full: what `network` was cut from, for of a network whose calls were replaced as well
     only the layers are of their own class."""
     modules = dict(network.named_modules())
-    whole = dict(full.named_modules())
+    whole = dict((full or network).named_modules())
     layers = [path for path, module in modules.items() if not list(module.children())]
     for path in (*layers, *(path for path in reversed(modules) if path not in layers)):
         kind = type(whole.get(path, modules[path]) if path not in layers else modules[path])

@@ -36,7 +36,7 @@ def test_the_activation_behind_a_sum_counts_and_a_dropped_branch_does_not() -> N
 
     network, example = Residual().eval(), torch.zeros(1, 1, 6, 6)
     assert depth(network, example) == Depth(3, 3)
-    change_layers(network, "drop", ["norm"], example)
+    network = change_layers(network, "drop", ["norm"], example)
     assert depth(network, example) == Depth(2, 2)
 
 
