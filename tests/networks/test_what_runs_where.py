@@ -32,7 +32,7 @@ def test_the_committed_table_is_what_the_command_prints() -> None:
     text = matrix.as_markdown(made)
     for row in cells(text)[2:]:
         assert row in rows
-    assert [row.streams for row in made] == [0, 0, 0, 0, 3]
+    assert [row.streams for row in made] == [0, 0, 0, 3, 3]
     assert set(text.splitlines()) <= set(committed.splitlines())
 
 
