@@ -163,13 +163,13 @@ def balance(graph: Graph, keep: Tensor) -> bool:
 
 
 def keep_runnable(graph: Graph, spaces: list[Space], keep: Tensor) -> tuple[str, ...]:
-    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every
-    space that would be empty. The names of the sites of which no unit was needed."""
+    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every space and
+    every tensor (half of a space, say) that would be empty. The names of the sites of which no unit was needed."""
     empty = [space for space in spaces if not bool(keep[space.units].any())]
     balance(graph, keep)  # first, as it may leave a unit where none was needed
-    for space in empty:
-        if not bool(keep[space.units].any()):
-            keep[space.units[0]] = True
+    for units in (*(space.units for space in empty), *(step.units for step in graph.steps)):
+        if len(units) > 0 and not bool(keep[units].any()):
+            keep[units[0]] = True
     balance(graph, keep)
     return tuple(space.site.name for space in empty)
 

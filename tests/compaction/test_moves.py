@@ -92,6 +92,25 @@ def test_moves(number: int) -> None:
     assert shapes(again.network) == shapes(result.network)
 
 
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.branch, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 3, 1), nn.Linear(5 * 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.relu(self.conv(x)).chunk(2, dim=1)
+        return self.fc(torch.cat([torch.relu(self.branch(second)), first], 1).flatten(1))
+
+
+@pytest.mark.parametrize("units", [(2, 3), (0, 1), (0, 1, 2, 3)])
+def test_a_half_of_which_nothing_is_left(units: tuple[int, ...]) -> None:
+    network = randomise(Halves())
+    for branch in ((), (0, 1, 2)):
+        result = check(network, plan_of(conv=off(4, *units), branch=off(3, *branch)), EXAMPLE)
+        rebuilt = apply_architecture(network, result.architecture, EXAMPLE)
+        assert shapes(rebuilt) == shapes(result.network)
+
+
 class OptionA(nn.Module):
     """A residual block that halves the image and doubles the channels, the new ones without a shortcut."""
 
