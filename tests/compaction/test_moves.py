@@ -142,6 +142,29 @@ def test_padded_shortcut() -> None:
     assert result.network.get_submodule("select_pad").positions == (-1, 0, 1, 2, -1)  # type: ignore[union-attr]
 
 
+class PadsAConstant(nn.Module):
+    """A unit that is off is 1/2 behind the sigmoid, also where it is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.branch, self.fc = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 1, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.conv(x))
+        return self.fc((self.branch(x) + F.pad(x, (0, 0, 0, 0, 1, 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("branch", [(0, 1, 2, 3), (2,)])
+def test_a_constant_that_is_padded(branch: tuple[int, ...], multiple: int) -> None:
+    plan = plan_of(conv=off(2, 1), branch=off(4, *branch))
+    result = compact(randomise(PadsAConstant()), plan, EXAMPLE, multiple=multiple)
+    assert result.certificate.passed, result.certificate
+    plan = plan_of(conv=off(2, 0, 1), branch=off(4, *branch))
+    result = compact(randomise(PadsAConstant()), plan, EXAMPLE, multiple=multiple)
+    assert result.certificate.passed, result.certificate
+
+
 def test_size_in_the_code_is_rewritten() -> None:
     network = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), View(4 * 36), nn.Linear(4 * 36, 2)))
     result = check(network, plan_of(**{"0": off(4, 1)}), EXAMPLE)
