@@ -162,19 +162,35 @@ def balance(graph: Graph, keep: Tensor) -> bool:
     return int(keep.sum()) != before
 
 
-def keep_runnable(graph: Graph, spaces: list[Space], keep: Tensor) -> tuple[str, ...]:
-    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every
-    space that would be empty. The names of the sites of which no unit was needed."""
+def _supply(graph: Graph, known: Values, keep: Tensor) -> None:
+    """Keeps what units that stay are taken from, unless it is zero: a move whose two sides are different units (see
+    `graph`) would put a zero in the place of a constant that was folded elsewhere."""
+    for step in reversed(graph.steps):
+        if step.index is not None and step.rewrite == "select":
+            source = step.inputs[0]
+            read = step.index[keep[step.units] & (step.index >= 0)]
+            read = read[known[source][read] != 0]
+            keep[source.units[read]] = True
+
+
+def keep_runnable(graph: Graph, spaces: list[Space], known: Values, keep: Tensor) -> tuple[str, ...]:
+    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every space and
+    every tensor (half of a space, say) that would be empty. The names of the sites of which no unit was needed."""
     empty = [space for space in spaces if not bool(keep[space.units].any())]
     balance(graph, keep)  # first, as it may leave a unit where none was needed
-    for space in empty:
-        if not bool(keep[space.units].any()):
-            keep[space.units[0]] = True
-    balance(graph, keep)
+    for units in (*(space.units for space in empty), *(step.units for step in graph.steps)):
+        if len(units) > 0 and not bool(keep[units].any()):
+            keep[units[0]] = True
+    settled = False
+    while not settled:
+        count = int(keep.sum())
+        balance(graph, keep)
+        _supply(graph, known, keep)
+        settled = int(keep.sum()) == count
     return tuple(space.site.name for space in empty)
 
 
-def round_up(graph: Graph, spaces: list[Space], keep: Tensor, multiple: int) -> None:
+def round_up(graph: Graph, spaces: list[Space], known: Values, keep: Tensor, multiple: int) -> None:
     """Keeps further units, the first that could go, until every space has a multiple of `multiple`, or all."""
     count = -1
     while multiple > 1 and count != int(keep.sum()):
@@ -184,3 +200,4 @@ def round_up(graph: Graph, spaces: list[Space], keep: Tensor, multiple: int) -> 
             missing = -(len(space.units) - len(gone)) % multiple
             keep[gone[:missing]] = True
         balance(graph, keep)
+        _supply(graph, known, keep)

@@ -64,8 +64,8 @@ def compact(
     keep = needed_units(graph, known)
     keep |= without_site(graph, spaces)
     held = keep & ~needed_units(graph, known, fold_padded=True)
-    collapsed = keep_runnable(graph, spaces, keep)
-    round_up(graph, spaces, keep, multiple)
+    collapsed = keep_runnable(graph, spaces, known, keep)
+    round_up(graph, spaces, known, keep, multiple)
     added = fold_constants(graph, keep, known)
     work = cut(graph, keep)
 

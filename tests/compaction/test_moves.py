@@ -92,6 +92,25 @@ def test_moves(number: int) -> None:
     assert shapes(again.network) == shapes(result.network)
 
 
+class Halves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.branch, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 3, 1), nn.Linear(5 * 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.relu(self.conv(x)).chunk(2, dim=1)
+        return self.fc(torch.cat([torch.relu(self.branch(second)), first], 1).flatten(1))
+
+
+@pytest.mark.parametrize("units", [(2, 3), (0, 1), (0, 1, 2, 3)])
+def test_a_half_of_which_nothing_is_left(units: tuple[int, ...]) -> None:
+    network = randomise(Halves())
+    for branch in ((), (0, 1, 2)):
+        result = check(network, plan_of(conv=off(4, *units), branch=off(3, *branch)), EXAMPLE)
+        rebuilt = apply_architecture(network, result.architecture, EXAMPLE)
+        assert shapes(rebuilt) == shapes(result.network)
+
+
 class OptionA(nn.Module):
     """A residual block that halves the image and doubles the channels, the new ones without a shortcut."""
 
@@ -121,6 +140,29 @@ def test_padded_shortcut() -> None:
     }
     assert isinstance(result.network.get_submodule("select_pad"), Select)
     assert result.network.get_submodule("select_pad").positions == (-1, 0, 1, 2, -1)  # type: ignore[union-attr]
+
+
+class PadsAConstant(nn.Module):
+    """A unit that is off is 1/2 behind the sigmoid, also where it is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.branch, self.fc = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 4, 1, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.conv(x))
+        return self.fc((self.branch(x) + F.pad(x, (0, 0, 0, 0, 1, 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("branch", [(0, 1, 2, 3), (2,)])
+def test_a_constant_that_is_padded(branch: tuple[int, ...], multiple: int) -> None:
+    plan = plan_of(conv=off(2, 1), branch=off(4, *branch))
+    result = compact(randomise(PadsAConstant()), plan, EXAMPLE, multiple=multiple)
+    assert result.certificate.passed, result.certificate
+    plan = plan_of(conv=off(2, 0, 1), branch=off(4, *branch))
+    result = compact(randomise(PadsAConstant()), plan, EXAMPLE, multiple=multiple)
+    assert result.certificate.passed, result.certificate
 
 
 def test_size_in_the_code_is_rewritten() -> None:
