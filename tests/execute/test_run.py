@@ -124,6 +124,8 @@ def test_interrupted_and_started_again_equals_the_straight_run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        # A shell's background job has Ctrl-C ignored, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
     while len(records_so_far(results)) < 2 and time.monotonic() < deadline:
