@@ -16,8 +16,9 @@ Symbols of the paper: unit k, image n.
 Stages: plain pretraining; then gates and weights together. No fine-tuning.
 
 Deviations, with reasons:
-- The gate of a hidden layer sits before its activation. Where the paper gates the input of a dense layer, which
-  comes out of a ReLU, that is the same function, as a gate is not negative.
+- The gate of a hidden layer sits before its activation, or behind the pooling that follows a ReLU (`Site.outlets`).
+  Where the paper gates the input of a layer, which comes out of a ReLU, that is the same function, as a gate is not
+  negative.
 - No gates on what is no unit of the suite: the input pixels (784 of the paper's LeNet-500-300), nor the single
   features of a flattened map (800 of LeNet-5: there the channel is the unit).
 - Behind a normalisation, not before it (VGG): a gate before it leaves a constant instead of zero, which the
