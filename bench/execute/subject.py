@@ -24,7 +24,7 @@ from bench.offer import offered_sites
 from bench.records.schema import Workload
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
-from bench.training.thinning import Removed
+from bench.training.thinning import Removed, composed
 from methods.base import Method, Phase, Site, StepContext
 
 
@@ -69,26 +69,16 @@ class Subject:
     def without(self, removed: Removed) -> None:
         """Note what the training has taken away for good."""
         if removed:
-            full = {} if self.thinned is None else self.thinned.kept
-            kept = {
-                s: [full[s][unit] for unit in units] if s in full else units for s, units in removed.items()
-            }
-            changes = () if self.thinned is None else self.thinned.layer_changes
-            self.thinned = Architecture(kept={**full, **kept}, layer_changes=changes)
+            before = self.thinned or Architecture()
+            self.thinned = before.model_copy(update={"kept": composed(before.kept, removed)})
 
     def of_full_network(self, compacted: Compacted) -> Compacted:
         """The same compact network, its architecture told in units of the full one."""
         if self.thinned is None:
             return compacted
-        inner = compacted.architecture.kept
-        of_thinned = {
-            site: [units[at] for at in inner[site]] if site in inner else units
-            for site, units in self.thinned.kept.items()
-        }
+        kept = composed(self.thinned.kept, compacted.architecture.kept)
         changes = (*self.thinned.layer_changes, *compacted.architecture.layer_changes)
-        architecture = compacted.architecture.model_copy(
-            update={"kept": {**inner, **of_thinned}, "layer_changes": changes}
-        )
+        architecture = compacted.architecture.model_copy(update={"kept": kept, "layer_changes": changes})
         return Compacted(
             compacted.network, compacted.certificate, architecture, compacted.collapsed, compacted.pinned
         )

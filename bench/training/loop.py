@@ -35,7 +35,7 @@ from bench.training.schedule import learning_rate_factor
 from bench.training.seeds import stream
 from bench.training.step import EagerStep, GraphStep, Step
 from bench.training.streams import EpochStreams
-from bench.training.thinning import Removed, composed, masks_of, take_away
+from bench.training.thinning import Removed, composed, masks_of, take_away, units_of
 from methods.base import Evaluation, Method, Phase, Request, Site, StepContext
 
 VALIDATIONS = 10
@@ -163,7 +163,7 @@ class Loop:
         """A state kept as the best before it no longer fits."""
         if any(not bool(mask.all()) for mask in kept.values()):
             self.sites = take_away(self.network, self.method, self.sites, kept, self._example)
-            self.removed, self._best = composed(self.removed, kept), None
+            self.removed, self._best = composed(self.removed, units_of(kept)), None
 
     def _step(self, optimizers: Optimizers) -> Step:
         eager = EagerStep(self.method, optimizers, self.recipe.gradient_clip, self.parts)

@@ -24,8 +24,7 @@ def take_away(
     The layers are other objects afterwards, and it may be of another class where calls of its code had to be replaced;
     hooks on the network itself stay. example: on the device that trains.
     """
-    left = {site: mask.nonzero().flatten().tolist() for site, mask in kept.items()}
-    thin = place(apply_architecture(network, Architecture(kept=left), example), example.device)
+    thin = place(apply_architecture(network, Architecture(kept=units_of(kept)), example), example.device)
     hooks = {name: value for name, value in vars(network).items() if "hooks" in name}
     network.__class__ = type(thin)
     network.__dict__ = {**vars(thin), **hooks}
@@ -35,9 +34,13 @@ def take_away(
     return found
 
 
-def composed(before: Removed, kept: Mapping[str, Tensor]) -> Removed:
+def units_of(kept: Mapping[str, Tensor]) -> Removed:
+    """Masks, (size,) bool by site, as the units that are left."""
+    return {site: mask.nonzero().flatten().tolist() for site, mask in kept.items()}
+
+
+def composed(before: Removed, now: Removed) -> Removed:
     """What is left after a further removal, in the numbers of the beginning."""
-    now = {site: mask.nonzero().flatten().tolist() for site, mask in kept.items()}
     return before | {
         site: [before[site][unit] for unit in units] if site in before else units
         for site, units in now.items()
