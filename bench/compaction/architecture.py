@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import ChangeKind, change_layers
-from bench.compaction.liveness import balance
 from bench.compaction.rewrite import add_bias, cut
+from bench.compaction.runnable import balance
 from bench.compaction.sites import find_spaces
 from bench.errors import nearest
 

@@ -29,7 +29,7 @@ from bench.compaction.gating import (
 from bench.compaction.graph import build_graph
 from bench.compaction.sites import find_spaces
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import plain_copy
+from bench.compaction.tracing import sharing_copy
 from methods.base import Site
 from methods.input_gate import InputGate
 
@@ -47,7 +47,7 @@ def gather_path(network: nn.Module, gates: Gates, example: Tensor) -> GatherPath
 
     Raises ValueError where the gates do not fit the network, BadInput where it cannot be traced.
     """
-    graph = build_graph(plain_copy(network), example)
+    graph = build_graph(sharing_copy(network), example)
     sites = [space.site for space in find_spaces(graph)]
     check_gates(gates, sites)
     gathering = traced_copy(network)

@@ -36,15 +36,15 @@ class _Builder:
     def __init__(self, network: nn.Module, traced: fx.Graph, run: Record) -> None:
         self.network, self.traced, self.run = network, traced, run
         self.units = Units()
-        self.lists: dict[Step, list[int]] = {}
+        self.lists: dict[Step, Tensor] = {}
         self.steps: dict[fx.Node, Step] = {}
         self.order_made: list[Step] = []
         # Nodes whose channels are on several axes, or that are several tensors, and which step they are of. The last
         # says whether a tensor on the way had its channels on several axes.
         self.pending: dict[fx.Node, tuple[Step, moves.Moved, bool]] = {}
         self.sources: dict[fx.Node, set[Step]] = {}
-        self.pins: list[list[int]] = []
-        self.couplings: list[list[int]] = []
+        self.pins: list[Tensor] = []
+        self.couplings: list[Tensor] = []
         self.opaque: list[str] = []
         self.order = {node: index for index, node in enumerate(traced.nodes)}
         self.shared = self._shared_modules()
@@ -74,9 +74,9 @@ class _Builder:
                 self._tensor(node)
             else:
                 self._other(node)
-        roots = torch.tensor([self.units.find(unit) for unit in range(len(self.units.parent))]).long()
+        roots = self.units.roots()
         for step in self.order_made:
-            step.units = roots[torch.tensor(self.lists[step], dtype=torch.int64)]
+            step.units = roots[self.lists[step]]
         pinned, coupled = settled(self.pins, roots), settled(self.couplings, roots)
         opaque = tuple(dict.fromkeys(self.opaque))
         graph = Graph(self.network, self.traced, self.order_made, pinned, coupled, opaque)
@@ -86,7 +86,7 @@ class _Builder:
         pin_misfits(graph)
         return graph
 
-    def _add(self, node: fx.Node, operation: Operation, inputs: tuple[Step, ...], units: list[int]) -> Step:
+    def _add(self, node: fx.Node, operation: Operation, inputs: tuple[Step, ...], units: Tensor) -> Step:
         is_module = node.op == "call_module"
         step = Step(
             name=node.name,
@@ -133,7 +133,7 @@ class _Builder:
     def _output(self, node: fx.Node) -> None:
         inputs = self._tensors(node)
         self.pins.extend(self.lists[step] for step in inputs)
-        self._add(node, Operation("output"), inputs, [])
+        self._add(node, Operation("output"), inputs, self.units.new(0))
 
     def _other(self, node: fx.Node) -> None:
         """Sizes are followed to where they are used, several tensors to where one of them is taken; anything else that
@@ -201,7 +201,7 @@ class _Builder:
         self._add(node, Operation("parameter", long[0]), (), self.units.new(shape[long[0]]))
 
     def _classify(self, node: fx.Node, module: nn.Module | None, inputs: tuple[Step, ...]) -> Operation:
-        if any(not self.lists[step] for step in inputs) or not inputs:
+        if any(len(self.lists[step]) == 0 for step in inputs) or not inputs:
             what = operations.describe(node) if module is None else type(module).__name__
             return operations.opaque(f"{what} of a tensor without channels")
         if module is not None and id(module) in self.shared and any(True for _ in module.parameters()):
@@ -227,7 +227,7 @@ class _Builder:
             first = first.all_input_nodes[0] if is_view and first.all_input_nodes else None
         return again
 
-    def _units(self, operation: Operation, inputs: tuple[Step, ...], shape: tuple[int, ...]) -> list[int]:
+    def _units(self, operation: Operation, inputs: tuple[Step, ...], shape: tuple[int, ...]) -> Tensor:
         lists = [self.lists[step] for step in inputs]
         if operation.kind == "dense":
             return self.units.new(shape[operation.axis])
@@ -237,7 +237,7 @@ class _Builder:
             return units
         if operation.kind == "cat":
             self.couplings.extend(lists)
-            return [unit for units in lists for unit in units]
+            return torch.cat(lists)
         for other in lists[1:]:
             self.units.unite(lists[0], other)
             if not operation.product:
@@ -257,7 +257,7 @@ class _Builder:
         if node.target in moves.COPIES:
             return None
         step = self.steps.get(first)
-        if step is None or not self.lists[step]:
+        if step is None or len(self.lists[step]) == 0:
             return None
         return step, (torch.empty(0) if step.wild else moves.numbered(step.shape)), False
 
@@ -292,9 +292,9 @@ class _Builder:
             self.pending[node] = source, moved, True
             return True
         units = self.lists[source]
-        index = places.index.tolist()
-        if min(index) >= 0:
-            units = [units[position] for position in index]
+        index = places.index
+        if int(index.min()) >= 0:
+            units = units[index]
         else:
             # Not those of the source: the `Select` that is put in place does not need the same channels on both sides.
             units = self.units.new(len(index))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from bench.compaction.architecture import Architecture, LayerChange
 from bench.compaction.branches import constant_branches, set_shift
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import change_layers
-from bench.compaction.liveness import keep_runnable, needed_units, round_up, values
+from bench.compaction.liveness import needed_units, values
 from bench.compaction.rewrite import cut, fold_constants
+from bench.compaction.runnable import keep_runnable, round_up
 from bench.compaction.sites import find_spaces, switch_off, without_site
 from bench.compaction.steps import Graph
-from bench.compaction.tracing import fitting, plain_copy
+from bench.compaction.tracing import fitting, plain_copy, sharing_copy
 from bench.compaction.verify import Certificate, certify, reference_of
 from methods.base import SparsityPlan
 
@@ -49,18 +50,24 @@ def compact(
         raise ValueError(f"multiple is {multiple}; 1 or more is needed")
     work = plain_copy(network, torch.float64)
     graph = build_graph(work, example)
-    reference = reference_of(network, plan, graph).cpu()  # checks the plan too
-    switch_off(work, [space.site for space in find_spaces(graph)], plan)
+    spaces = find_spaces(graph)
+    sites = [space.site for space in spaces]
+    reference = reference_of(sharing_copy(network), plan, graph, sites)  # checks the plan too
+    switch_off(work, sites, plan)
     changes = [LayerChange(kind=a.kind, layers=a.layers) for a in plan.layer_actions]
     for change in changes:
         work = change_layers(work, change.kind, change.layers, example)
     if changes:
         graph = build_graph(work, example)
-    graph, emptied = _without_constant_branches(graph, example)
-    changes += [LayerChange(kind="shift", layers=(layer,)) for layer in emptied.layers]
-
-    spaces = find_spaces(graph)
+        spaces = find_spaces(graph)
     known = values(graph)
+    removed = 0
+    if branches := constant_branches(graph, known):
+        changes += [LayerChange(kind="shift", layers=(layer,)) for layer, _ in branches]
+        graph = _without(graph, branches, example)
+        left = {step.layer for step in graph.producers()}
+        removed = sum(space.site.size for space in spaces if left.isdisjoint(space.site.producers))
+        spaces, known = find_spaces(graph), values(graph)
     keep = needed_units(graph, known)
     keep |= without_site(graph, spaces)
     held = keep & ~needed_units(graph, known, fold_padded=True)
@@ -77,7 +84,7 @@ def compact(
         delivered,
         fitting(work, example),
         real,
-        removed_units=emptied.units + sum(int((~keep[space.units]).sum()) for space in spaces),
+        removed_units=removed + sum(int((~keep[space.units]).sum()) for space in spaces),
         kept_constant_units=sum(int(held[space.units].sum()) for space in spaces),
     )
     architecture = Architecture(
@@ -89,24 +96,10 @@ def compact(
     return Compacted(delivered, certificate, architecture, collapsed, graph.opaque)
 
 
-class _Emptied(NamedTuple):
-    """Branches taken out, by their last layers, and how many units went with them."""
-
-    layers: tuple[str, ...]
-    units: int
-
-
-def _without_constant_branches(graph: Graph, example: Tensor) -> tuple[Graph, _Emptied]:
-    """The graph of a network where branches of sums that give the same for every input are one number per channel."""
-    branches = constant_branches(graph, values(graph))
-    if not branches:
-        return graph, _Emptied((), 0)
-    before = [space.site for space in find_spaces(graph)]
+def _without(graph: Graph, branches: Sequence[tuple[str, Tensor]], example: Tensor) -> Graph:
+    """The graph of the network with one number per channel in the place of each branch."""
     network = graph.network
     for layer, constants in branches:
         network = change_layers(network, "shift", (layer,), example)
         set_shift(network, layer, constants)
-    graph = build_graph(network, example)
-    left = {step.layer for step in graph.producers()}
-    gone = sum(site.size for site in before if left.isdisjoint(site.producers))
-    return graph, _Emptied(tuple(layer for layer, _ in branches), gone)
+    return build_graph(network, example)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction.calls import fitting_calls
-from bench.compaction.liveness import Values, rows_and_columns
+from bench.compaction.liveness import Values
 from bench.compaction.own_layers import Shift
 from bench.compaction.steps import Graph, Step
+from bench.compaction.weights import answer
 
 
 @torch.no_grad()
@@ -27,8 +28,7 @@ def fold_constants(graph: Graph, keep: Tensor, known: Values) -> tuple[str, ...]
         if step.operation.kind == "depthwise" or not bool(gone.any()):
             continue
         assert not isinstance(module, nn.ConvTranspose2d)  # folds nothing
-        _, total = rows_and_columns(module)
-        shift = total[:, gone] @ known[source][gone].to(total)
+        shift = answer(step, torch.where(gone, known[source], 0.0)).to(module.weight)
         if not bool((shift != 0).any()):
             continue
         if module.bias is None:
@@ -88,8 +88,9 @@ def _cut_parameter(network: nn.Module, step: Step, keep: Tensor) -> None:
 
 
 def _replace(module: nn.Module, name: str, data: Tensor) -> None:
+    """data: not a view of the old tensor (indexing by a mask makes none)."""
     old = getattr(module, name)
-    setattr(module, name, nn.Parameter(data.clone(), requires_grad=old.requires_grad))
+    setattr(module, name, nn.Parameter(data, requires_grad=old.requires_grad))
 
 
 def _cut_bias(module: nn.Linear | nn.Conv2d, out: Tensor) -> None:
@@ -107,6 +108,8 @@ def _cut_linear(module: nn.Linear, inputs: Tensor, out: Tensor) -> None:
 def _cut_convolution(step: Step, module: nn.Conv2d, inputs: Tensor, out: Tensor) -> None:
     if step.operation.kind == "depthwise":
         weight, groups = module.weight[out], int(out.sum())
+    elif module.groups == 1:
+        weight, groups = module.weight[out][:, inputs], 1
     else:
         blocks = []
         sides = zip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from bench.compaction.operations import NORMS
 from bench.compaction.own_layers import Shift
 from bench.compaction.scaling import is_scale_free, norm_after, outlet
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import plain_copy
+from bench.compaction.tracing import sharing_copy
 from bench.errors import nearest
 from methods.base import Site, SparsityPlan
 
@@ -31,7 +32,7 @@ def find_sites(network: nn.Module, example: Tensor) -> list[Site]:
     example: a batch of inputs (N, C, H, W). The network is not changed. Units of the input, of the output and
     of operations the analysis does not know make no site. Raises BadInput where the network cannot be traced.
     """
-    return [space.site for space in find_spaces(build_graph(plain_copy(network), example))]
+    return [space.site for space in find_spaces(build_graph(sharing_copy(network), example))]
 
 
 def find_spaces(graph: Graph) -> list[Space]:
@@ -41,8 +42,24 @@ def find_spaces(graph: Graph) -> list[Space]:
         units = tuple(step.units.tolist())
         if units in owned and not bool(graph.pinned[step.units].any()):
             groups.setdefault(units, []).append(step)
-    singly = _parameters_of_one(graph)
-    return [_space(graph, producers, singly) for producers in groups.values()]
+    singly, readers = _parameters_of_one(graph), _readers(graph, list(groups.values()))
+    return [
+        _space(graph, producers, reading, singly)
+        for producers, reading in zip(groups.values(), readers, strict=True)
+    ]
+
+
+def _readers(graph: Graph, spaces: list[list[Step]]) -> list[list[Step]]:
+    """Of each space, given by its producers: the layers that read it and are none of these."""
+    space_of = torch.full((len(graph.pinned),), -1)
+    for number, producers in enumerate(spaces):
+        space_of[producers[0].units] = number
+    found: list[list[Step]] = [[] for _ in spaces]
+    for step in graph.producers():
+        for number in space_of[step.inputs[0].units].unique().tolist():
+            if number >= 0 and step not in spaces[number]:
+                found[number].append(step)
+    return found
 
 
 def without_site(graph: Graph, spaces: list[Space]) -> Tensor:
@@ -53,7 +70,7 @@ def without_site(graph: Graph, spaces: list[Space]) -> Tensor:
     return alone
 
 
-def _space(graph: Graph, producers: list[Step], singly: Tensor) -> Space:
+def _space(graph: Graph, producers: list[Step], readers: list[Step], singly: Tensor) -> Space:
     units = producers[0].units
     member = torch.zeros(len(graph.pinned), dtype=torch.bool)
     member[units] = True
@@ -63,11 +80,6 @@ def _space(graph: Graph, producers: list[Step], singly: Tensor) -> Space:
         norm = norm_after(graph, producer)
         norms += [norm.layer] if norm else []
         ends.append(norm or producer)
-    readers = [
-        step
-        for step in graph.producers()
-        if step not in producers and any(bool(member[source.units].any()) for source in step.inputs)
-    ]
     parameters, macs = singly[units].sum().item(), 0.0
     for step in (*producers, *readers):
         made, read = _cost(step, member, step in producers)
@@ -122,7 +134,7 @@ def _cost(step: Step, member: Tensor, produces: bool) -> tuple[float, float]:
     return weights + biases, weights * places
 
 
-def check_plan(network: nn.Module, sites: list[Site], plan: SparsityPlan) -> None:
+def check_plan(network: nn.Module, sites: Sequence[Site], plan: SparsityPlan) -> None:
     """Raises ValueError where the plan does not fit the network."""
     sizes = {site.name: site.size for site in sites}
     for name, kept in plan.kept.items():
@@ -154,10 +166,10 @@ def switch_off(network: nn.Module, sites: list[Site], plan: SparsityPlan) -> Non
     for site in sites:
         if site.name not in plan.kept:
             continue
-        off = ~plan.kept[site.name].cpu()
+        off = (~plan.kept[site.name].cpu()).nonzero().flatten()
         for layer in (*site.producers, *site.norms):
             module = network.get_submodule(layer)
             for parameter in module.parameters(recurse=False):
-                parameter[off] = 0.0
+                parameter.index_fill_(0, off, 0.0)
             if isinstance(module, NORMS) and not module.affine and module.running_mean is not None:
                 module.running_mean[off] = 0.0  # what comes in is zero, and now what goes out is

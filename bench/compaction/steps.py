@@ -44,7 +44,8 @@ class Step:
 @dataclass
 class Graph:
     """steps: in the order of execution. pinned: (units,) bool. coupled: (units,) bool, touched by an addition
-    or a concatenation. opaque: what pins units, as `where: what`. network, traced: what the steps are of."""
+    or a concatenation. opaque: what pins units, as `where: what`. network, traced: what the steps are of. reads: what
+    `weights.reads` has found."""
 
     network: nn.Module
     traced: fx.Graph
@@ -53,6 +54,7 @@ class Graph:
     coupled: Tensor
     opaque: tuple[str, ...]
     readers: dict[Step, list[Step]] = field(default_factory=dict)
+    reads: dict[Step, Tensor] = field(default_factory=dict)
 
     def producers(self) -> list[Step]:
         """Linear layers and convolutions, in the order of execution."""
@@ -65,29 +67,36 @@ class Graph:
 
 
 class Units:
-    """Union-find over unit numbers."""
+    """Unit numbers, and which of them turn out to be one unit."""
 
     def __init__(self) -> None:
-        self.parent: list[int] = []
+        self._count = 0
+        self._pairs: list[tuple[Tensor, Tensor]] = []
 
-    def new(self, count: int) -> list[int]:
-        """So many units that are nobody's."""
-        start = len(self.parent)
-        self.parent.extend(range(start, start + count))
-        return list(range(start, start + count))
+    def new(self, count: int) -> Tensor:
+        """So many units that are nobody's, (count,) int64."""
+        self._count += count
+        return torch.arange(self._count - count, self._count)
 
-    def find(self, unit: int) -> int:
-        """The unit that stands for all united with it."""
-        while self.parent[unit] != unit:
-            self.parent[unit] = self.parent[self.parent[unit]]
-            unit = self.parent[unit]
-        return unit
+    def unite(self, first: Tensor, second: Tensor) -> None:
+        """One by one; both (n,)."""
+        if len(first) != len(second):
+            raise ValueError(f"{len(first)} units cannot be united with {len(second)}")
+        self._pairs.append((first, second))
 
-    def unite(self, first: Iterable[int], second: Iterable[int]) -> None:
-        """One by one."""
-        for one, other in zip(first, second, strict=True):
-            a, b = self.find(one), self.find(other)
-            self.parent[max(a, b)] = min(a, b)
+    def roots(self) -> Tensor:
+        """(units,) int64: the unit, the smallest number, that stands for all united with each."""
+        root = torch.arange(self._count)
+        if not self._pairs:
+            return root
+        ends = torch.cat([torch.stack(pair) for pair in self._pairs], 1)
+        while bool((root[ends[0]] != root[ends[1]]).any()):
+            smaller = root[ends].amin(0).expand(2, -1)
+            # Both ends' present roots go to the smaller one; then every unit to the root of its root.
+            root = root.scatter_reduce(0, root[ends].flatten(), smaller.flatten(), "amin")
+            while not torch.equal(root, root[root]):
+                root = root[root]
+        return root
 
 
 def pin_misfits(graph: Graph) -> None:
@@ -110,9 +119,9 @@ def pin_misfits(graph: Graph) -> None:
         changed = int(graph.pinned.sum()) != before
 
 
-def settled(lists: Iterable[list[int]], roots: Tensor) -> Tensor:
+def settled(lists: Iterable[Tensor], roots: Tensor) -> Tensor:
     """(units,) bool: the units that stand for those in `lists`."""
     mask = torch.zeros(len(roots), dtype=torch.bool)
     for units in lists:
-        mask[roots[torch.tensor(units, dtype=torch.int64)]] = True
+        mask[roots[units]] = True
     return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +15,29 @@ from bench.errors import BadInput
 
 
 def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A deep copy on the CPU in eval mode, which the analysis may trace and run."""
-    twin = copy.deepcopy(network).cpu().eval()
-    return twin if dtype is None else twin.to(dtype)
+    """A deep copy on the CPU in eval mode, with floating-point tensors of this precision (default: as they are)."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.to("cpu", wanted, copy=True)
+
+    return _copy_with(network, convert)
+
+
+def sharing_copy(network: nn.Module) -> nn.Module:
+    """The same, but tensors that are on the CPU are those of `network`: to trace, run and hang hooks on, not to
+    change."""
+    return _copy_with(network, lambda tensor: tensor.cpu())
+
+
+def _copy_with(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A deep copy whose tensors are what `convert` makes of each: on the way, since they are most of the work."""
+    memo: dict[int, Any] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        twin = convert(tensor.detach())
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
+    return copy.deepcopy(network, memo).eval()
 
 
 def fitting(network: nn.Module, example: Tensor) -> Tensor:
@@ -53,8 +74,8 @@ class Record(fx.Interpreter):
     """One run of a traced network. shapes: of every tensor. holds_tensors: nodes that give several tensors.
     numbers: what every other node gives (sizes, mostly)."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, network: nn.Module, traced: fx.Graph) -> None:
+        super().__init__(network, graph=traced)
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.holds_tensors: set[fx.Node] = set()
         self.numbers: dict[fx.Node, Any] = {}
@@ -72,7 +93,7 @@ class Record(fx.Interpreter):
 
 def record(network: nn.Module, traced: fx.Graph, example: Tensor) -> Record:
     """Raises BadInput where the network does not take the example."""
-    run = Record(fx.GraphModule(network, traced))
+    run = Record(network, traced)
     try:
         with torch.no_grad():
             run.run(fitting(network, example))

@@ -4,7 +4,7 @@ against it."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from bench.compaction.graph import build_graph
 from bench.compaction.layers import find_activation, find_branch
 from bench.compaction.sites import check_plan, find_spaces
 from bench.compaction.steps import Graph
-from bench.compaction.tracing import plain_copy
-from methods.base import SparsityPlan
+from bench.compaction.tracing import plain_copy, sharing_copy
+from methods.base import Site, SparsityPlan
 
 FLOAT64_BOUND = 1e-9
 FLOAT32_BOUND = 1e-4
@@ -77,18 +77,20 @@ def masked_reference(network: nn.Module, plan: SparsityPlan, example: Tensor) ->
     branches are multiplied by zero, linearised activations give their input back. Raises ValueError where the
     plan does not fit.
     """
-    return reference_of(network, plan, build_graph(plain_copy(network), example))
-
-
-def reference_of(network: nn.Module, plan: SparsityPlan, graph: Graph) -> nn.Module:
-    """The same, with the graph of a copy of `network` at hand."""
+    graph = build_graph(sharing_copy(network), example)
     sites = [space.site for space in find_spaces(graph)]
-    check_plan(network, sites, plan)
-    reference = copy.deepcopy(network).eval()
-    with torch.no_grad():
-        for name, parameter in reference.named_parameters():
-            if name in plan.weight_masks:
-                parameter.mul_(plan.weight_masks[name].to(parameter))
+    return reference_of(copy.deepcopy(network).eval(), plan, graph, sites)
+
+
+def reference_of(twin: nn.Module, plan: SparsityPlan, graph: Graph, sites: Sequence[Site]) -> nn.Module:
+    """The same, made of a copy of the network, which may share the network's tensors. graph, sites: of another copy."""
+    check_plan(twin, sites, plan)
+    reference = twin
+    masks = {twin.get_parameter(name): mask for name, mask in plan.weight_masks.items()}
+    for module in reference.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if weight in masks:
+                setattr(module, name, nn.Parameter(weight.detach() * masks[weight].to(weight)))
     for site in sites:
         if site.name in plan.kept:
             for end in site.ends:
@@ -148,9 +150,9 @@ def certify(
     if real is not None:
         batches += list(real.detach().cpu().double().split(_CHUNK))
     try:
-        exact = difference(copy.deepcopy(reference).double(), compact_float64, batches)
+        exact = difference(plain_copy(reference, torch.float64), compact_float64, batches)
         singles = [batch.float() for batch in batches]
-        single = difference(copy.deepcopy(reference).float(), copy.deepcopy(compact).cpu().float(), singles)
+        single = difference(plain_copy(reference, torch.float32), plain_copy(compact, torch.float32), singles)
     except Exception as error:
         reason = f"the compact network does not run: {' '.join(str(error).split())[:300]}"
         return Certificate(False, float("inf"), float("inf"), removed_units, kept_constant_units, reason)

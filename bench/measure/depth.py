@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bench.compaction.graph import build_graph
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import plain_copy
+from bench.compaction.tracing import sharing_copy
 
 _LINEAR = ("norm", "pool", "flatten", "move", "cat", "input", "parameter")
 """What a value passes without meeting an activation; a pooling counts as none, whatever it takes of its window."""
@@ -25,7 +25,7 @@ class Depth(NamedTuple):
 
 def depth(network: nn.Module, example: Tensor) -> Depth:
     """Of `network` for inputs like `example` (N, C, H, W). Raises BadInput where torch.fx cannot trace it."""
-    graph = build_graph(plain_copy(network), example)
+    graph = build_graph(sharing_copy(network), example)
     layers = [step for step in graph.steps if _is_weight_layer(step)]
     active = {id(step.module) for step in layers if _is_active(graph, step)}
     return Depth(len({id(step.module) for step in layers}), len(active))

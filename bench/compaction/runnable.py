@@ -1,0 +1,75 @@
+"""What has to stay so that the network runs: groups of one size, and something of every space; and rounding up."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from bench.compaction.liveness import Values
+from bench.compaction.sites import Space
+from bench.compaction.steps import Graph
+
+
+def balance(graph: Graph, keep: Tensor) -> bool:
+    """Keeps further units where a grouped convolution would be left with groups of different size; a group
+    without any unit goes. Whether something changed."""
+    before = int(keep.sum())
+    grouped = [
+        step
+        for step in graph.producers()
+        if step.operation.kind == "dense" and isinstance(step.module, nn.Conv2d) and step.module.groups > 1
+    ]
+    settled = False
+    while not settled:
+        count = int(keep.sum())
+        for step in grouped:
+            assert isinstance(step.module, nn.Conv2d)
+            sides = [units.view(step.module.groups, -1) for units in (step.inputs[0].units, step.units)]
+            alive = keep[sides[0]].any(1) | keep[sides[1]].any(1)
+            for side in sides:
+                size = max(1, int(keep[side].sum(1).max()))
+                for group in side[alive]:
+                    missing = size - int(keep[group].sum())
+                    keep[group[~keep[group]][: max(0, missing)]] = True
+        settled = int(keep.sum()) == count
+    return int(keep.sum()) != before
+
+
+def _supply(graph: Graph, known: Values, keep: Tensor) -> None:
+    """Keeps what units that stay are taken from, unless it is zero: a move whose two sides are different units (see
+    `graph`) would put a zero in the place of a constant that was folded elsewhere."""
+    for step in reversed(graph.steps):
+        if step.index is not None and step.rewrite == "select":
+            source = step.inputs[0]
+            read = step.index[keep[step.units] & (step.index >= 0)]
+            read = read[known[source][read] != 0]
+            keep[source.units[read]] = True
+
+
+def keep_runnable(graph: Graph, spaces: list[Space], known: Values, keep: Tensor) -> tuple[str, ...]:
+    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every space and
+    every tensor (half of a space, say) that would be empty. The names of the sites of which no unit was needed."""
+    empty = [space for space in spaces if not bool(keep[space.units].any())]
+    balance(graph, keep)  # first, as it may leave a unit where none was needed
+    for units in (*(space.units for space in empty), *(step.units for step in graph.steps)):
+        if len(units) > 0 and not bool(keep[units].any()):
+            keep[units[0]] = True
+    settled = False
+    while not settled:
+        count = int(keep.sum())
+        balance(graph, keep)
+        _supply(graph, known, keep)
+        settled = int(keep.sum()) == count
+    return tuple(space.site.name for space in empty)
+
+
+def round_up(graph: Graph, spaces: list[Space], known: Values, keep: Tensor, multiple: int) -> None:
+    """Keeps further units, the first that could go, until every space has a multiple of `multiple`, or all."""
+    count = -1
+    while multiple > 1 and count != int(keep.sum()):
+        count = int(keep.sum())
+        for space in spaces:
+            gone = space.units[~keep[space.units]]
+            missing = -(len(space.units) - len(gone)) % multiple
+            keep[gone[:missing]] = True
+        balance(graph, keep)
+        _supply(graph, known, keep)
