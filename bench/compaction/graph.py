@@ -235,6 +235,10 @@ class _Builder:
             units = self.units.new(shape[operation.axis])
             self.units.unite(units, lists[0])
             return units
+        if operation.kind == "attention":
+            queries, keys, made = lists
+            self.units.unite(queries, keys)
+            return made
         if operation.kind == "cat":
             self.couplings.extend(lists)
             return torch.cat(lists)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.steps import Graph, Step
+from bench.compaction.steps import Graph, Step, heads
 from bench.compaction.weights import answer, folds, reads
 
 LIVE = math.nan
@@ -39,6 +39,8 @@ def _value(graph: Graph, step: Step, inputs: list[Tensor]) -> Tensor:
         return unknown
     if kind == "cat":
         return torch.cat(inputs)
+    if kind == "attention":
+        return inputs[2]  # a mean over the tokens, by weights that sum to 1
     given = inputs[0]
     if step.index is not None:  # a move
         given = torch.cat([given, torch.zeros(1, dtype=given.dtype)])[step.index]  # -1 is the zero
@@ -86,6 +88,16 @@ def needed_units(graph: Graph, known: Values, fold_padded: bool = False) -> Tens
             parts = need.split([len(source.units) for source in step.inputs])
             for source, part in zip(step.inputs, parts, strict=True):
                 needs[source] |= part
+        elif kind == "attention":
+            queries, keys, made = step.inputs
+            needs[made] |= need
+            # A product with zero is nothing; a key that is the same for all tokens moves all products of a query alike,
+            # and the softmax does not see that.
+            free = (known[queries] == 0) | known[keys].isfinite()
+            head_is_needed = need.view(heads(step), -1).any(1)
+            wanted = ~free & head_is_needed.repeat_interleave(len(free) // heads(step))
+            needs[queries] |= wanted
+            needs[keys] |= wanted
         elif step.index is not None:
             source = step.inputs[0]
             read = step.index[need & (step.index >= 0)]

@@ -16,10 +16,11 @@ from torch import Tensor, fx, nn
 
 from bench.compaction.moves import COPIES
 from bench.compaction.own_layers import Shift
+from bench.networks import HeadProducts
 
 Kind = Literal[
-    "input", "parameter", "dense", "depthwise", "norm", "map", "pool", "flatten", "move", "cat", "opaque",
-    "output",
+    "input", "parameter", "dense", "depthwise", "norm", "map", "pool", "flatten", "move", "cat", "attention",
+    "opaque", "output",
 ]  # fmt: skip
 Evaluate = Callable[[Sequence[Tensor]], Tensor]
 
@@ -39,7 +40,8 @@ class Operation:
 
     dense: linear layer or convolution, opens a channel space. parameter: a tensor of one number per channel that the
     code reads by itself. depthwise, norm, map, pool: channel by channel. flatten: every channel becomes as many
-    features as it has pixels. move: channels elsewhere (see `moves`). cat: along the channels.
+    features as it has pixels. move: channels elsewhere (see `moves`). cat: along the channels. attention: a product of
+    queries, keys and values, whose channels are those of the values.
     """
 
     kind: Kind
@@ -187,6 +189,11 @@ def _classify_module(
 ) -> Operation:
     kind, given = type(module), inputs[0]
     name, dims = kind.__name__, len(given.shape)
+    if isinstance(module, HeadProducts) and len(inputs) == 3:
+        fits = all(len(each.shape) == 3 and _on(each, 2) for each in inputs)
+        return (
+            Operation("attention", 2, (2, 2, 2)) if fits else opaque(f"{name} along other than the last axis")
+        )
     if len(inputs) != 1:
         return opaque(f"{name} with {len(inputs)} inputs")
     same = 1 if given.axis is None else given.axis

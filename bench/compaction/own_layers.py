@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.networks import HeadProducts
+
 
 class Select(nn.Module):
     """Channels of a tensor in another order, some of them left out, zeros between them.
@@ -60,4 +62,5 @@ class Shift(nn.Module):
         return x + self.bias.reshape(-1, *[1] * (-self.axis - 1))
 
 
-OWN = (Select, Shift)
+OWN = (Select, Shift, HeadProducts)
+"""HeadProducts: of networks, not of what compaction leaves; cut by heads."""

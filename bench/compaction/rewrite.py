@@ -10,6 +10,7 @@ from bench.compaction.liveness import Values
 from bench.compaction.own_layers import Shift
 from bench.compaction.steps import Graph, Step
 from bench.compaction.weights import answer
+from bench.networks import HeadProducts
 
 
 @torch.no_grad()
@@ -75,6 +76,8 @@ def cut(graph: Graph, keep: Tensor) -> nn.Module:
         elif isinstance(module, nn.PReLU) and module.num_parameters > 1:
             _replace(module, "weight", module.weight[out])
             module.num_parameters = int(out.sum())
+        elif isinstance(module, HeadProducts):
+            module.heads = int(out.view(module.heads, -1).any(1).sum())
         elif isinstance(module, Shift):
             _replace(module, "bias", module.bias[out])
     return fitting_calls(graph, keep)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from bench.compaction.liveness import Values
 from bench.compaction.sites import Space
-from bench.compaction.steps import Graph
+from bench.compaction.steps import Graph, Step, heads
+
+
+def groups(step: Step) -> int:
+    """How many parts of its channels a step works on apart, all of one size: 1 for most. Both its first input and its
+    result are so divided."""
+    if step.operation.kind == "attention":
+        return heads(step)
+    return step.module.groups if step.operation.kind == "dense" and isinstance(step.module, nn.Conv2d) else 1
 
 
 def balance(graph: Graph, keep: Tensor) -> bool:
-    """Keeps further units where a grouped convolution would be left with groups of different size; a group
-    without any unit goes. Whether something changed."""
+    """Keeps further units where a grouped convolution would be left with groups of different size, or attention with
+    heads; a group without any unit goes. Whether something changed."""
     before = int(keep.sum())
-    grouped = [
-        step
-        for step in graph.producers()
-        if step.operation.kind == "dense" and isinstance(step.module, nn.Conv2d) and step.module.groups > 1
-    ]
+    grouped = [(step, groups(step)) for step in graph.steps if groups(step) > 1]
     settled = False
     while not settled:
         count = int(keep.sum())
-        for step in grouped:
-            assert isinstance(step.module, nn.Conv2d)
-            sides = [units.view(step.module.groups, -1) for units in (step.inputs[0].units, step.units)]
+        for step, number in grouped:
+            sides = [units.view(number, -1) for units in (step.inputs[0].units, step.units)]
             alive = keep[sides[0]].any(1) | keep[sides[1]].any(1)
             for side in sides:
                 size = max(1, int(keep[side].sum(1).max()))
@@ -32,6 +36,16 @@ def balance(graph: Graph, keep: Tensor) -> bool:
                     keep[group[~keep[group]][: max(0, missing)]] = True
         settled = int(keep.sum()) == count
     return int(keep.sum()) != before
+
+
+def _of_gone_groups(graph: Graph, keep: Tensor) -> Tensor:
+    """(units,) bool: the units of groups that have none left."""
+    gone = torch.zeros_like(keep)
+    for step in graph.steps:
+        if (number := groups(step)) > 1:
+            for units in (step.inputs[0].units.view(number, -1), step.units.view(number, -1)):
+                gone[units[~keep[units].any(1)]] = True
+    return gone
 
 
 def _supply(graph: Graph, known: Values, keep: Tensor) -> None:
@@ -63,12 +77,14 @@ def keep_runnable(graph: Graph, spaces: list[Space], known: Values, keep: Tensor
 
 
 def round_up(graph: Graph, spaces: list[Space], known: Values, keep: Tensor, multiple: int) -> None:
-    """Keeps further units, the first that could go, until every space has a multiple of `multiple`, or all."""
+    """Keeps further units, the first that could go, until every space has a multiple of `multiple`, or all. Those of
+    groups that are gone come last: with one of them, the whole group would be back."""
     count = -1
     while multiple > 1 and count != int(keep.sum()):
         count = int(keep.sum())
         for space in spaces:
             gone = space.units[~keep[space.units]]
+            gone = gone[_of_gone_groups(graph, keep)[gone].byte().argsort(stable=True)]
             missing = -(len(space.units) - len(gone)) % multiple
             keep[gone[:missing]] = True
         balance(graph, keep)

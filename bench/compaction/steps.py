@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bench.compaction.operations import Operation
+from bench.networks import HeadProducts
 
 
 @dataclass(eq=False)
@@ -64,6 +65,12 @@ class Graph:
         """The only step that calls the module at this path, if there is one."""
         found = [step for step in self.steps if step.layer == layer]
         return found[0] if len(found) == 1 else None
+
+
+def heads(step: Step) -> int:
+    """Of a product of attention."""
+    assert isinstance(step.module, HeadProducts)
+    return step.module.heads
 
 
 class Units:

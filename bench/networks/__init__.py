@@ -4,7 +4,16 @@ Each file has `NETWORKS`, name → factory, a function from (input_shape, classe
 torch.fx can trace. A file dropped here is found.
 """
 
+from bench.networks._attention import HeadProducts, separate_attention
 from bench.networks._build import available, build, outline
 from bench.networks._start import checkpoint_digest, load_start
 
-__all__ = ["available", "build", "checkpoint_digest", "load_start", "outline"]
+__all__ = [
+    "HeadProducts",
+    "available",
+    "build",
+    "checkpoint_digest",
+    "load_start",
+    "outline",
+    "separate_attention",
+]

@@ -12,6 +12,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from bench.errors import BadInput
+from bench.networks._attention import separated
 from bench.networks._torchvision import has_weights, pretrained_state
 
 SHOWN = 3
@@ -57,7 +58,7 @@ def _content(path: Path) -> bytes:
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    own = network.state_dict()
+    own, state = network.state_dict(), separated(network, state)
     # Old files lack the counter of batch norm's batches, which nothing here reads.
     missing = [key for key in own if key not in state and not key.endswith(".num_batches_tracked")]
     foreign = sorted(key for key in state if key not in own)  # a file has no order of its own

@@ -12,6 +12,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from bench.errors import BadInput, nearest
+from bench.networks._attention import separate_attention
 
 PREFIX = "torchvision:"
 _AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -27,7 +28,7 @@ def model_names() -> list[str]:
 
 def build_model(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The architecture of `torchvision:MODEL[@WEIGHTS]`, with torchvision's own initialisation, whatever stands after
-    @. Without auxiliary classifiers; vision transformers for the size of the images.
+    @. Without auxiliary classifiers; vision transformers for the size of the images, their attention in parts.
 
     Raises BadInput where there is no such model, or it cannot take the images or give the classes.
     """
@@ -52,7 +53,7 @@ def build_model(name: str, input_shape: tuple[int, int, int], classes: int) -> n
         settings["image_size"] = height
     elif model == "maxvit_t":
         settings["input_size"] = (height, width)
-    return cast(nn.Module, models.get_model(model, weights=None, **settings))
+    return separate_attention(cast(nn.Module, models.get_model(model, weights=None, **settings)))
 
 
 def has_weights(name: str) -> bool:
