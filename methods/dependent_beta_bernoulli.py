@@ -182,6 +182,12 @@ class DependentBetaBernoulli(BetaBernoulli):
             granularity="unit", strength="penalty", trains_once=False, needs_validation=True, dynamic=True
         )
 
+    def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
+        tokens = next((site.name for site in sites if site.tokens), None)
+        if tokens is not None:
+            return f"the units of {tokens} are of tokens, and its gates are of whole images"
+        return super().supports(network, sites)
+
     def phases(self, epochs: int) -> Sequence[Phase]:
         pretrain, dependent = self.config.pretrain, self.config.dependent
         first = [plain_training(pretrain)] if pretrain else []

@@ -1,7 +1,7 @@
 """Gates that several methods share: where they sit on a site, and how they leave it.
 
-A gate multiplies the units of a site after their affine chain (weights, bias, normalisation), on dim 1, so that a unit
-whose gate is 0 is off in the sense of the contract and can be removed exactly. Behind a ReLU and a pooling it does the
+A gate multiplies the units of a site after their affine chain (weights, bias, normalisation), so that a unit whose gate
+is 0 is off in the sense of the contract and can be removed exactly. Behind a ReLU and a pooling it does the
 same for less (`Site.outlets`).
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from methods.base import Site
+from methods.unit_axis import unit_axis
 
 IMAGES = 16
 """At a time, in the sums over a map's places."""
@@ -105,14 +106,15 @@ class _AtEnd:
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         if self.first and self.sees:
-            self.gate.see(output)
+            self.gate.see(output.movedim(unit_axis(module), 1))
 
     def multiply(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if self._shared():
             return output
         value = self.gate.value
-        product: Tensor = _Product.apply(output, value if value.dim() == 2 else value[None])
-        return product
+        axis = unit_axis(module)
+        product: Tensor = _Product.apply(output.movedim(axis, 1), value if value.dim() == 2 else value[None])
+        return product.movedim(1, axis)
 
     def clear(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor | None) -> None:
         """Also where the call has failed."""

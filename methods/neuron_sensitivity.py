@@ -26,17 +26,22 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from methods.unit_axis import unit_axis
+
 Kind = Literal["full", "lower-bound", "local"]
 
 
 def full(
-    logits: Tensor, preactivations: Sequence[GradientEdge], classes_at_once: int | None = None
+    logits: Tensor,
+    preactivations: Sequence[GradientEdge],
+    classes_at_once: int | None = None,
+    axes: Sequence[int] | None = None,
 ) -> list[Tensor | None]:
     """S of each pre-activation, (units,); None where the logits do not depend on it.
 
-    logits: (N, C), its graph is kept. classes_at_once: how many of the C products run as one batched product.
-    Where not given, all of them, on the CPU one: a product for ten classes leaves its caches there and takes
-    half as long again as ten products.
+    logits: (N, C), its graph is kept. axes: of the units in each; 1 by default. classes_at_once: how many of the C
+    products run as one batched product. Where not given, all of them, on the CPU one: a product for ten
+    classes leaves its caches there and takes half as long again as ten products.
     """
     count = logits.shape[1]
     chunk = classes_at_once or (1 if logits.device.type == "cpu" else count)
@@ -47,35 +52,40 @@ def full(
         gradients = torch.autograd.grad(
             logits, preactivations, directions, retain_graph=True, is_grads_batched=batched, allow_unused=True
         )
-        for at, gradient in enumerate(gradients):
+        for at, (gradient, axis) in enumerate(zip(gradients, axes or [1] * len(gradients), strict=True)):
             if gradient is not None:
-                mean = _mean_magnitude(gradient.flatten(0, 1) if batched else gradient)
+                mean = _mean_magnitude(gradient.flatten(0, 1) if batched else gradient, axis)
                 part = mean * (len(classes) / count)
                 before = totals[at]
                 totals[at] = part if before is None else before + part
     return totals
 
 
-def lower_bound(logits: Tensor, preactivations: Sequence[GradientEdge]) -> list[Tensor | None]:
+def lower_bound(
+    logits: Tensor, preactivations: Sequence[GradientEdge], axes: Sequence[int] | None = None
+) -> list[Tensor | None]:
     """As `full`, from the gradient of the sum of the logits."""
     gradients = torch.autograd.grad(
         logits, preactivations, torch.ones_like(logits), retain_graph=True, allow_unused=True
     )
-    return [None if g is None else _mean_magnitude(g) / logits.shape[1] for g in gradients]
+    return [
+        None if gradient is None else _mean_magnitude(gradient, axis) / logits.shape[1]
+        for gradient, axis in zip(gradients, axes or [1] * len(gradients), strict=True)
+    ]
 
 
-def local(preactivation: Tensor) -> Tensor:
-    """S of one pre-activation (N, units, …) by its values: (units,), zeros and ones."""
-    means = preactivation.detach().transpose(0, 1).flatten(1).mean(dim=1)
+def local(preactivation: Tensor, axis: int = 1) -> Tensor:
+    """S of one pre-activation (N, units, …) by its values: (units,), zeros and ones. axis: of the units."""
+    means = preactivation.detach().movedim(axis, 0).flatten(1).mean(dim=1)
     return (means > 0).to(means.dtype)
 
 
-def _mean_magnitude(gradient: Tensor) -> Tensor:
-    """Mean |·| over all dimensions of (N, units, …) but the second. A norm would need no tensor of magnitudes, but on a
-    CPU it takes three times as long."""
-    others = [dim for dim in range(gradient.dim()) if dim != 1]
+def _mean_magnitude(gradient: Tensor, axis: int) -> Tensor:
+    """Mean |·| over all dimensions of (N, units, …) but that of the units. A norm would need no tensor of
+    magnitudes, but on a CPU it takes three times as long."""
+    others = [dim for dim in range(gradient.dim()) if dim != axis % gradient.dim()]
     sums = gradient.abs().sum(dim=others)
-    return sums / (gradient.numel() // gradient.shape[1])
+    return sums / (gradient.numel() // gradient.shape[axis])
 
 
 class SensitivityProbe:
@@ -86,10 +96,11 @@ class SensitivityProbe:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str], kind: Kind) -> None:
-        """layers: the modules whose outputs, units on dim 1, are the pre-activations."""
+        """layers: the modules whose outputs are the pre-activations."""
         self.kind = kind
         self._edges: dict[str, GradientEdge] = {}
         self._local: dict[str, Tensor] = {}
+        self._axes = {layer: unit_axis(network.get_submodule(layer)) for layer in layers}
         self._handles = [
             network.get_submodule(layer).register_forward_hook(self._watch(layer)) for layer in layers
         ]
@@ -99,7 +110,7 @@ class SensitivityProbe:
             if not torch.is_grad_enabled():
                 return
             if self.kind == "local":
-                self._local[layer] = local(output)
+                self._local[layer] = local(output, self._axes[layer])
             else:
                 self._edges[layer] = get_gradient_edge(output)
 
@@ -113,7 +124,7 @@ class SensitivityProbe:
             return found
         edges, self._edges = self._edges, {}
         measure = full if self.kind == "full" else lower_bound
-        measured = measure(logits, list(edges.values()))
+        measured = measure(logits, list(edges.values()), axes=[self._axes[layer] for layer in edges])
         return {layer: each for layer, each in zip(edges, measured, strict=True) if each is not None}
 
     def remove(self) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from methods.base import Site
 from methods.proximal import soft_threshold
 from methods.ranking import unit_norms
+from methods.unit_axis import unit_axis
 
 LARGEST_MOVE = 0.1
 """Of one s in one step, shrinkage apart. A layer that is down to a few units is so steep in them that a plain gradient
@@ -123,8 +124,9 @@ class _Multiply:
         self.s = s
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = inputs[0]
-        return (x * _spread(self.s, x.shape[1]).view(1, -1, *[1] * (x.dim() - 2)), *inputs[1:])
+        x, axis = inputs[0], unit_axis(module)
+        behind = 0 if axis == -1 else x.dim() - 2
+        return (x * _spread(self.s, x.shape[axis]).view(-1, *[1] * behind), *inputs[1:])
 
 
 def _move(rate: float, gradient: Tensor) -> Tensor:
@@ -142,5 +144,7 @@ def _width(layer: nn.Module) -> int:
 
 
 def takes_gate(network: nn.Module, site: Site) -> bool:
-    readers = [network.get_submodule(layer) for layer in site.readers]
-    return site.kind == "inner" and bool(readers) and all(_width(r) % site.size == 0 for r in readers)
+    widths = [_width(network.get_submodule(layer)) for layer in site.readers]
+    # Of tokens that are flattened, the features of a unit do not lie together.
+    fits = all(width == site.size if site.tokens else width % site.size == 0 for width in widths)
+    return site.kind == "inner" and bool(widths) and fits

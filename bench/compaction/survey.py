@@ -20,6 +20,7 @@ from bench.compaction.removal import Compacted, compact
 from bench.compaction.sites import find_sites
 from bench.compaction.verify import FLOAT64_BOUND
 from bench.errors import BadInput
+from bench.networks import separate_attention
 from methods.base import Site, SparsityPlan
 
 CLASSES = 10
@@ -123,8 +124,7 @@ def _settings(name: str) -> dict[str, bool]:
 def _model(name: str) -> nn.Module:
     from torchvision import models
 
-    network: nn.Module = models.get_model(name, weights=None, num_classes=CLASSES, **_settings(name))
-    return network
+    return separate_attention(models.get_model(name, weights=None, num_classes=CLASSES, **_settings(name)))
 
 
 def _parameters(network: nn.Module) -> int:

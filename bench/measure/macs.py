@@ -1,8 +1,8 @@
 """Multiply-accumulates of one image, counted twice by counters that know nothing of each other.
 
 The convention: convolutions and linear layers only. A normalisation is folded into its neighbour before
-deployment, so it counts nothing; nor do biases, activations and pooling. FLOPs, where a table shows them, are
-2 × MACs.
+deployment, so it counts nothing; nor do biases, activations, pooling and the products of queries, keys and values in
+attention. FLOPs, where a table shows them, are 2 × MACs.
 """
 
 from __future__ import annotations
