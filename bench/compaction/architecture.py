@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import ChangeKind, change_layers
 from bench.compaction.rewrite import add_bias, cut
-from bench.compaction.runnable import balance
+from bench.compaction.runnable import balance, dispensable
 from bench.compaction.sites import find_spaces
 from bench.errors import nearest
 
@@ -32,9 +32,9 @@ class Architecture(_Part):
     """How a compact network follows from the full one: first the layer changes in their order, then the kept
     units.
 
-    kept: site (of the network with changed layers) → indices of the units that stay, ascending; a site not
-    named keeps all. added_biases: layers without bias in the full network that have one here. multiple: what the number
-    of units of each site was rounded up to.
+    kept: site (of the network with changed layers) → indices of the units that stay, ascending, none where the network
+    can do without them in its concatenations; a site not named keeps all. added_biases: layers without bias in the full
+    network that have one here. multiple: what the number of units of each site was rounded up to.
     """
 
     kept: dict[str, list[int]] = {}
@@ -64,14 +64,16 @@ def apply_architecture(network: nn.Module, architecture: Architecture, example: 
                 f"the architecture names the site {name!r}, which there is not{nearest(name, spaces)}"
             )
         size = spaces[name].site.size
-        if not indices or sorted(set(indices)) != indices or indices[0] < 0 or indices[-1] >= size:
-            raise ValueError(
-                f"the units of site {name!r} must ascend below {size}, one or more: {indices[:8]}"
-            )
+        if sorted(set(indices)) != indices or not all(0 <= index < size for index in indices):
+            raise ValueError(f"the units of site {name!r} must ascend below {size}: {indices[:8]}")
         keep[spaces[name].units] = False
-        keep[spaces[name].units[torch.tensor(indices)]] = True
+        keep[spaces[name].units[indices]] = True
     if balance(graph, keep):
         raise ValueError("the architecture leaves groups of different size to a grouped convolution")
+    gone = dispensable(graph, keep)
+    for step in graph.steps:
+        if step not in gone and len(step.units) > 0 and not bool(keep[step.units].any()):
+            raise ValueError(f"the architecture leaves {step.layer or step.name!r} without a unit")
     result = cut(graph, keep)
     for layer in architecture.added_biases:
         module = dict(result.named_modules()).get(layer)

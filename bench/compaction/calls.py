@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -10,12 +12,17 @@ from bench.compaction.own_layers import Select
 from bench.compaction.steps import Graph, Step
 
 
-def fitting_calls(graph: Graph, keep: Tensor) -> nn.Module:
+def fitting_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> nn.Module:
     """The graph's network, or, where units of a call that names their number or their places go, a `GraphModule` of
-    the same layers under the same paths."""
-    replaced, changed = [], False
+    the same layers under the same paths. gone: steps that go with all who read them, out of concatenations."""
+    replaced = [step.node for step in graph.steps if step in gone and step.node is not None]
+    changed = bool(replaced)
     graph.traced.owning_module = None  # the run on the example, which knows no layer of ours
     for step in graph.steps:
+        if step in gone:
+            continue
+        if step.operation.kind == "cat" and not gone.isdisjoint(step.inputs):
+            _leave_out(step, gone)
         if step.rewrite and not bool(keep[step.units].all() and keep[step.inputs[0].units].all()):
             assert step.node is not None
             if step.rewrite == "size":
@@ -29,6 +36,15 @@ def fitting_calls(graph: Graph, keep: Tensor) -> nn.Module:
     erase_unread(graph.traced, replaced)
     graph.traced.lint()
     return fx.GraphModule(graph.network, graph.traced, type(graph.network).__name__)
+
+
+def _leave_out(step: Step, gone: Set[Step]) -> None:
+    """Of a concatenation, the operands that go."""
+    assert step.node is not None
+    parts = step.node.args[0]
+    assert isinstance(parts, list | tuple)
+    left = [part for part, source in zip(parts, step.inputs, strict=True) if source not in gone]
+    step.node.args = (left, *step.node.args[1:])
 
 
 def erase_unread(traced: fx.Graph, nodes: list[fx.Node]) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bench.compaction.calls import fitting_calls
 from bench.compaction.liveness import Values
 from bench.compaction.own_layers import Shift
+from bench.compaction.runnable import dispensable
 from bench.compaction.steps import Graph, Step
 from bench.compaction.weights import answer
 from bench.networks import HeadProducts
@@ -26,7 +27,7 @@ def fold_constants(graph: Graph, keep: Tensor, known: Values) -> tuple[str, ...]
         assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
         source = step.inputs[0]
         gone = ~keep[source.units] & known[source].isfinite() & (known[source] != 0)
-        if step.operation.kind == "depthwise" or not bool(gone.any()):
+        if step.operation.kind == "depthwise" or not bool(gone.any()) or not bool(keep[step.units].any()):
             continue
         assert not isinstance(module, nn.ConvTranspose2d)  # folds nothing
         shift = answer(step, torch.where(gone, known[source], 0.0)).to(module.weight)
@@ -50,10 +51,14 @@ def cut(graph: Graph, keep: Tensor) -> nn.Module:
     """The graph's network with every parameter and buffer sliced to the kept units; the graph is stale afterwards.
 
     The same modules, changed in place. The network itself is the same too, unless its code would not fit fewer
-    channels (a chunk, a shuffle, the size of a view): then it is a `GraphModule` with other calls in their place.
+    channels (a chunk, a shuffle, the size of a view, a concatenation of which a whole operand goes): then it is a
+    `GraphModule` with other calls in their place.
     """
+    gone = dispensable(graph, keep)
     for step in graph.steps:
         module, kind = step.module, step.operation.kind
+        if step in gone:
+            continue
         if kind == "parameter":
             _cut_parameter(graph.network, step, keep)
         if kind in ("input", "opaque", "output") or module is None:
@@ -80,7 +85,7 @@ def cut(graph: Graph, keep: Tensor) -> nn.Module:
             module.heads = int(out.view(module.heads, -1).any(1).sum())
         elif isinstance(module, Shift):
             _replace(module, "bias", module.bias[out])
-    return fitting_calls(graph, keep)
+    return fitting_calls(graph, keep, gone)
 
 
 def _cut_parameter(network: nn.Module, step: Step, keep: Tensor) -> None:

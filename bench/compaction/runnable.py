@@ -48,6 +48,24 @@ def _of_gone_groups(graph: Graph, keep: Tensor) -> Tensor:
     return gone
 
 
+def dispensable(graph: Graph, keep: Tensor) -> set[Step]:
+    """The steps without any unit left that can go themselves: whoever reads them goes as well, or strings them together
+    with others that stay."""
+    gone = {step for step in graph.steps if len(step.units) > 0 and not bool(keep[step.units].any())}
+    settled = False
+    while not settled:
+        missed = {
+            step
+            for step in gone
+            for reader in graph.readers.get(step, [])
+            if reader not in gone
+            and not (reader.operation.kind == "cat" and any(source not in gone for source in reader.inputs))
+        }
+        gone -= missed
+        settled = not missed
+    return gone
+
+
 def _supply(graph: Graph, known: Values, keep: Tensor) -> None:
     """Keeps what units that stay are taken from, unless it is zero: a move whose two sides are different units (see
     `graph`) would put a zero in the place of a constant that was folded elsewhere."""
@@ -60,20 +78,21 @@ def _supply(graph: Graph, known: Values, keep: Tensor) -> None:
 
 
 def keep_runnable(graph: Graph, spaces: list[Space], known: Values, keep: Tensor) -> tuple[str, ...]:
-    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every space and
-    every tensor (half of a space, say) that would be empty. The names of the sites of which no unit was needed."""
+    """Keeps what the network needs to run though nobody reads it: groups of one size, and one unit of every tensor (a
+    half of a space, say) that would be empty and is not dispensable. The names of the sites of which no unit was needed
+    and one has to stay all the same."""
     empty = [space for space in spaces if not bool(keep[space.units].any())]
-    balance(graph, keep)  # first, as it may leave a unit where none was needed
-    for units in (*(space.units for space in empty), *(step.units for step in graph.steps)):
-        if len(units) > 0 and not bool(keep[units].any()):
-            keep[units[0]] = True
     settled = False
     while not settled:
         count = int(keep.sum())
-        balance(graph, keep)
+        balance(graph, keep)  # first, as it may leave a unit where none was needed
         _supply(graph, known, keep)
+        gone = dispensable(graph, keep)
+        for step in graph.steps:
+            if step not in gone and len(step.units) > 0 and not bool(keep[step.units].any()):
+                keep[step.units[0]] = True
         settled = int(keep.sum()) == count
-    return tuple(space.site.name for space in empty)
+    return tuple(space.site.name for space in empty if bool(keep[space.units].any()))
 
 
 def round_up(graph: Graph, spaces: list[Space], known: Values, keep: Tensor, multiple: int) -> None:

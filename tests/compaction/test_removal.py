@@ -342,7 +342,8 @@ def test_architecture_makes_the_same_shapes() -> None:
     ("architecture", "message"),
     [
         (Architecture(kept={"stm": [0]}), "did you mean 'stem'"),
-        (Architecture(kept={"stem": []}), "site 'stem' must ascend below 6, one or more"),
+        (Architecture(kept={"stem": []}), "leaves 'stem' without a unit"),
+        (Architecture(kept={"stem": [0, 6]}), "site 'stem' must ascend below 6"),
         (Architecture(kept={"stem": [0, 6]}), "must ascend below 6"),
         (Architecture(kept={"stem": [1, 0]}), "must ascend"),
         (Architecture(added_biases=("fc",)), "'fc' is no layer that a bias can be added to"),

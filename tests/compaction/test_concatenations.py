@@ -1,0 +1,90 @@
+"""Operands of a concatenation that lose all their units: they go, with all that served them alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from small_networks import check, images, off, plan_of, randomise, shapes
+from torch import Tensor, nn
+
+from bench import networks
+from bench.compaction import apply_architecture, compact, find_sites, load_compact, save_compact
+from bench.compaction.architecture import Architecture
+from methods.base import SparsityPlan
+
+EXAMPLE = images(2, 3, 8, 8)
+
+
+class Dense(nn.Module):
+    """Two layers that each read all before them, as in a DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.norm1, self.narrow1 = nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, bias=False)
+        self.wide1 = nn.Conv2d(6, 3, 3, padding=1)
+        self.norm2, self.narrow2 = nn.BatchNorm2d(7), nn.Conv2d(7, 6, 1, bias=False)
+        self.wide2 = nn.Conv2d(6, 3, 3, padding=1)
+        self.norm3, self.fc = nn.BatchNorm2d(10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.stem(x)
+        second = self.wide1(torch.relu_(self.narrow1(torch.relu(self.norm1(first)))))
+        third = self.wide2(torch.relu_(self.narrow2(torch.relu(self.norm2(torch.cat([first, second], 1))))))
+        return self.fc(torch.relu(self.norm3(torch.cat([first, second, third], 1))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("gone", [("wide1",), ("wide2",), ("wide1", "wide2"), ("stem",), ("stem", "wide2")])
+def test_a_whole_operand_goes(gone: tuple[str, ...]) -> None:
+    """Also what stands before it, which nobody else reads. A stem that is off has readers, which get its constants."""
+    network = randomise(Dense())
+    sizes = {site.name: site.size for site in find_sites(network, EXAMPLE)}
+    result = check(
+        network, plan_of(**{name: off(sizes[name], *range(sizes[name])) for name in gone}), EXAMPLE
+    )
+    left = {name.partition(".")[0] for name in shapes(result.network)}
+    if "stem" not in gone:
+        assert left.isdisjoint(gone)
+        assert left.isdisjoint({name.replace("wide", "narrow") for name in gone})
+        assert result.collapsed == ()
+        assert shapes(result.network)["fc.weight"] == (3, 10 - 3 * len(gone))
+        assert all(result.architecture.kept[name] == [] for name in gone)
+        removed = sum(sizes[name] + sizes[name.replace("wide", "narrow")] for name in gone)
+        assert result.certificate.removed_units == removed
+    rebuilt = apply_architecture(network, result.architecture, EXAMPLE)
+    assert shapes(rebuilt) == shapes(result.network)
+    rebuilt.load_state_dict(result.network.state_dict())
+    assert torch.equal(rebuilt.eval()(EXAMPLE), result.network(EXAMPLE))
+
+
+def test_where_nothing_is_left_a_unit_stays_and_is_told() -> None:
+    network = randomise(Dense())
+    plan = SparsityPlan(
+        kept={site.name: torch.zeros(site.size, dtype=torch.bool) for site in find_sites(network, EXAMPLE)}
+    )
+    result = check(network, plan, EXAMPLE)
+    assert result.collapsed != ()
+
+
+def test_an_architecture_that_empties_a_layer_with_readers_is_refused() -> None:
+    """The layers that `narrow1` serves want an input."""
+    with pytest.raises(ValueError, match="leaves 'narrow1' without a unit"):
+        apply_architecture(randomise(Dense()), Architecture(kept={"narrow1": []}), EXAMPLE)
+
+
+def test_densenet_without_some_of_its_layers_is_stored_and_read_again(tmp_path: Path) -> None:
+    shape = (3, 32, 32)
+    network = randomise(networks.build("densenet-bc-100-12", shape, 10)).eval()
+    example = images(1, *shape)
+    sites = [site for site in find_sites(network, example) if site.kind == "stream"][1:]
+    chosen = [sites[0], sites[3], sites[4], sites[-1]]
+    plan = SparsityPlan(kept={site.name: torch.zeros(site.size, dtype=torch.bool) for site in chosen})
+    result = compact(network, plan, example)
+    assert result.certificate.passed, result.certificate
+    assert result.collapsed == ()
+    modules = dict(result.network.named_modules())
+    assert not any(site.name in modules for site in chosen)
+    save_compact(tmp_path, result, "densenet-bc-100-12", shape, 10)
+    assert torch.equal(load_compact(tmp_path)(example), result.network(example))
