@@ -13,10 +13,13 @@ def offered_sites(sites: Sequence[Site], method: Method, streams: bool) -> list[
     """Of all sites of a network, those that a method may work on.
 
     Units of a stream go from all layers that share them or from none, so they are offered on request (streams). Where
-    no units are removed that does not matter: a method of single weights may take them from any layer.
+    no units are removed that does not matter: a method of single weights may take them from any layer. Branches have no
+    units, and are offered where whole layers go.
     """
-    whole = streams or method.traits.granularity in ("none", "weight")
-    return [site for site in sites if whole or site.kind != "stream"]
+    granularity = method.traits.granularity
+    whole = streams or granularity in ("none", "weight")
+    refused = ({"stream"} if not whole else set()) | ({"branch"} if granularity != "layer" else set())
+    return [site for site in sites if site.kind not in refused]
 
 
 def skip_reason(method: Method, network: nn.Module, sites: Sequence[Site], streams: bool) -> str | None:
