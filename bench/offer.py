@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
+from bench.compaction import find_branches, find_sites
 from methods.base import Method, Site
+
+
+def all_sites(network: nn.Module, example: Tensor) -> list[Site]:
+    """Groups of units first, then branches; example and errors as of `find_sites`."""
+    return [*find_sites(network, example), *find_branches(network, example)]
 
 
 def offered_sites(sites: Sequence[Site], method: Method, streams: bool) -> list[Site]:

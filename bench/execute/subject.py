@@ -16,11 +16,10 @@ from bench.compaction import (
     Compacted,
     LayerChange,
     apply_architecture,
-    find_sites,
 )
 from bench.data.split import Dataset
 from bench.device import place
-from bench.offer import offered_sites
+from bench.offer import all_sites, offered_sites
 from bench.records.schema import Workload
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
@@ -45,7 +44,7 @@ class Subject:
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
         network = place(network, example.device)
         method, streams = create_method(cell), cell.workload.streams
-        sites = offered_sites(find_sites(network, example), method, streams)
+        sites = offered_sites(all_sites(network, example), method, streams)
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
         if shape is None:
             return cls(network, sites, method)
@@ -56,7 +55,7 @@ class Subject:
         thin = place(apply_architecture(network, thinned, example), example.device)
         torch.manual_seed(stream(cell.seed, "init"))
         initialise(thin, network)
-        return cls(thin, offered_sites(find_sites(thin, example), method, streams), method, thinned)
+        return cls(thin, offered_sites(all_sites(thin, example), method, streams), method, thinned)
 
     def load_start(self, workload: Workload) -> None:
         """What training starts from. A shape of the method's own starts afresh: it is there to show what it learns
