@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,14 +97,17 @@ def initialise(network: nn.Module, full: nn.Module | None = None) -> None:
             reset(modules[path])
 
 
-def units_left(compacted: Compacted, sizes: dict[str, int]) -> dict[str, int]:
-    """By site of the full network; none of a layer that was merged into the next or dropped."""
+def units_left(compacted: Compacted, sites: Sequence[Site]) -> dict[str, int]:
+    """By site of the full network; none where all its layers were merged into others or dropped. A stream is there as
+    long as one of its layers is, and what is left of it is named by the first of those."""
     modules = dict(compacted.network.named_modules())
     kept = compacted.architecture.kept
-    return {
-        site: len(kept[site]) if site in kept else size if hasattr(modules.get(site), "weight") else 0
-        for site, size in sizes.items()
-    }
+    left = {}
+    for site in sites:
+        there = [layer for layer in site.producers if hasattr(modules.get(layer), "weight")]
+        named = [len(kept[layer]) for layer in there if layer in kept]
+        left[site.name] = named[0] if named else site.size if there else 0
+    return left
 
 
 def create_method(cell: Cell) -> Method:
