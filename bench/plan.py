@@ -122,6 +122,7 @@ class _Subject:
             recipe=entry.recipe.model_dump(mode="json"),
             start=start,
             streams=entry.streams,
+            round_to=entry.round_to,
         )
         # Compact network and reference: the scores on both splits, and the same top-1 on test.
         scored = 2 * len(dataset.validation) + 4 * dataset.test_size
@@ -227,7 +228,7 @@ def _pretraining(subject: _Subject, method: Method, seed: int) -> Pretraining | 
     workload = subject.workload
     start = {"start": workload.start.sha256} if workload.start else {}
     payload = {
-        "workload": workload.model_dump(mode="json", exclude={"start", "streams"}) | start,
+        "workload": workload.model_dump(mode="json", exclude={"start", "streams", "round_to"}) | start,
         "epochs": first.epochs,
         "rate_scale": first.phase.learning_rate_scale,
     }

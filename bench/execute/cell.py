@@ -292,7 +292,7 @@ class CellRun:
         network = trained.network.eval()
         real = normalise(self.dataset.validation.images[:REAL_IMAGES])
         reference = masked_reference(network, plan, self.example)
-        compacted = compact(network, plan, self.example, real)
+        compacted = compact(network, plan, self.example, real, self.cell.workload.round_to)
         if compacted.collapsed:
             lost = ", ".join(compacted.collapsed)
             raise CellFailed("collapsed", f"the network loses all its units at {lost}")

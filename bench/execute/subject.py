@@ -24,7 +24,7 @@ from bench.offer import all_sites, offered_sites
 from bench.records.schema import Workload
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
-from bench.training.thinning import Removed, composed
+from bench.training.thinning import Removed, composed, units_of
 from methods.base import Method, Phase, Site, StepContext
 
 
@@ -44,13 +44,13 @@ class Subject:
         torch.manual_seed(stream(cell.seed, "init"))
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
         network = place(network, example.device)
-        method, streams = create_method(cell), cell.workload.streams
+        method, streams, round_to = create_method(cell), cell.workload.streams, cell.workload.round_to
         sites = offered_sites(all_sites(network, example), method, streams)
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
         if shape is None:
             return cls(network, sites, method)
         thinned = Architecture(
-            kept={site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()},
+            kept=units_of({site: rounded_up(mask, round_to) for site, mask in shape.kept.items()}),
             layer_changes=tuple(LayerChange(kind=a.kind, layers=a.layers) for a in shape.layer_actions),
         )
         thin = place(apply_architecture(network, thinned, example), example.device)
@@ -82,6 +82,12 @@ class Subject:
         return Compacted(
             compacted.network, compacted.certificate, architecture, compacted.collapsed, compacted.pinned
         )
+
+
+def rounded_up(kept: Tensor, multiple: int) -> Tensor:
+    """(size,) bool: the first of the units that would go stay too, until a multiple of `multiple` does, or all."""
+    missing = -int(kept.sum()) % multiple
+    return kept | (~kept & ((~kept).cumsum(0) <= missing))
 
 
 def initialise(network: nn.Module, full: nn.Module | None = None) -> None:
