@@ -187,6 +187,10 @@ class Odd(nn.Module):
         if self.kind == "is read elsewhere":
             y = self.one(x)
             return (x + y) * y
+        if self.kind == "is read by what is not known":
+            y = self.one(x)
+            deviation, _ = torch.std_mean(y, (2, 3), keepdim=True)
+            return (x + y) * deviation
         if self.kind == "called twice":
             return x + self.one(self.one(x))
         if self.kind == "no parameters at its end":
@@ -202,6 +206,7 @@ class Odd(nn.Module):
         "broadcasts",
         "two layers",
         "is read elsewhere",
+        "is read by what is not known",
         "called twice",
         "no parameters at its end",
         "ends in an activation",
@@ -209,6 +214,26 @@ class Odd(nn.Module):
 )
 def test_what_is_no_branch(kind: str) -> None:
     assert find_branches(stacked(Odd(kind)), EXAMPLE[:1]) == []
+
+
+class Sharing(nn.Module):
+    """The first layer of the branch is called before it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.end = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.shared(x))
+        return x + self.end(torch.relu(self.shared(x)))
+
+
+def test_a_layer_that_is_called_elsewhere_too_costs_the_branch_nothing() -> None:
+    network = stacked(Sharing())
+    (site,) = find_branches(network, EXAMPLE)
+    assert site.producers == ("1.end",)
+    result = check(network, dropping(["1.end"]), EXAMPLE)
+    assert parameters(network) - parameters(result.network) == site.parameters_per_unit == 6 * 6 * 9 + 6
 
 
 def test_only_methods_of_whole_layers_are_offered_branches() -> None:
