@@ -74,7 +74,10 @@ def _parameters(graph: Graph, step: Step) -> list[nn.Parameter]:
     """Of the layer that a step calls, or the one that the code of the network reads by itself."""
     if step.module is not None:
         return list(step.module.parameters())
-    return [graph.network.get_parameter(step.layer)] if step.operation.kind == "parameter" else []
+    if step.node is None or step.node.op != "get_attr":
+        return []
+    target = str(step.node.target)
+    return [p for name, p in graph.network.named_parameters(remove_duplicate=False) if name == target]
 
 
 def _last_layer(graph: Graph, end: Step) -> str:
@@ -99,9 +102,15 @@ def _goes_on(branch: Branch, known: Collection[Step]) -> bool:
 def _site(graph: Graph, branch: Branch) -> Site:
     layers = [step for step in branch.steps if step.operation.kind in ("dense", "depthwise")]
     elsewhere = {step.module for step in graph.steps if step not in branch.steps}
+    # Whatever else they are, tensors that the code reads by itself are inputs to the graph, and serve no branch there.
+    read = [
+        step
+        for step in graph.steps
+        if not step.inputs and graph.readers.get(step) and set(graph.readers[step]) <= set(branch.steps)
+    ]
     sizes = {
         id(parameter): parameter.numel()
-        for step in branch.steps
+        for step in (*branch.steps, *read)
         if step.module is None or step.module not in elsewhere
         for parameter in _parameters(graph, step)
     }

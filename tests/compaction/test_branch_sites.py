@@ -74,16 +74,17 @@ def test_half_of_the_branches_of_a_known_network(name: str) -> None:
 
 
 class Gated(nn.Module):
-    """A squeeze and excitation inside a branch, a dropout behind it, and a layer scale."""
+    """A squeeze and excitation inside a branch, a dropout behind it, a layer scale and an offset by place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.up, self.squeeze, self.down = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 1)
         self.scale = nn.Parameter(torch.rand(4, 1, 1) + 0.5)
+        self.offset = nn.Parameter(torch.rand(1, 4, 8, 1))
         self.drop = nn.Dropout()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.up(x)) * self.scale
+        y = torch.relu(self.up(x)) * self.scale + self.offset[:, :, : x.shape[2]]
         y = y * torch.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))
         return x + self.drop(self.down(y))
 
