@@ -72,6 +72,7 @@ def control_suite(points: Sequence[PointRecord], same_compute: bool = False) -> 
                 network=first.workload.network,
                 start=first.workload.start.path if first.workload.start else None,
                 streams=first.workload.streams,
+                round_to=first.workload.round_to,
                 recipe=recipe,
             ),
         ),

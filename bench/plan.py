@@ -18,14 +18,13 @@ import methods
 from bench import data, networks
 from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
-from bench.compaction import find_sites
 from bench.device import resolve
 from bench.errors import BadInput, nearest
 from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.macs import count_macs
 from bench.measure.presets import estimated_seconds, planned_id
-from bench.offer import skip_reason
+from bench.offer import all_sites, skip_reason
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import MethodSettings, Start, Workload
 from bench.suite import Suite, WorkloadEntry, matching_workloads
@@ -65,7 +64,7 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
 
 def _check_published_sites(suite: Suite, subject: _Subject) -> None:
     """That published units are of sites that the network has."""
-    sites = {site.name for site in subject.sites}
+    sites = {site.name for site in subject.sites if site.kind != "branch"}
     for at, published in enumerate(suite.published):
         if subject.entry in matching_workloads(suite, published):
             for key in ("units", "activity"):
@@ -111,8 +110,8 @@ class _Subject:
             network = networks.build(entry.network, dataset.input_shape, dataset.classes)
             example = torch.zeros(1, *dataset.input_shape)
             with _named(f"network {entry.network!r}"):
-                sites = find_sites(network, example)
-            if not sites:
+                sites = all_sites(network, example)
+            if all(site.kind == "branch" for site in sites):
                 raise BadInput(f"network {entry.network!r}: nothing in it can be removed (no prunable site)")
         with _named(f"{where}.{'start' if entry.start else 'network'}"):
             start = _start(entry, network)
@@ -123,6 +122,7 @@ class _Subject:
             recipe=entry.recipe.model_dump(mode="json"),
             start=start,
             streams=entry.streams,
+            round_to=entry.round_to,
         )
         # Compact network and reference: the scores on both splits, and the same top-1 on test.
         scored = 2 * len(dataset.validation) + 4 * dataset.test_size
@@ -228,7 +228,7 @@ def _pretraining(subject: _Subject, method: Method, seed: int) -> Pretraining | 
     workload = subject.workload
     start = {"start": workload.start.sha256} if workload.start else {}
     payload = {
-        "workload": workload.model_dump(mode="json", exclude={"start", "streams"}) | start,
+        "workload": workload.model_dump(mode="json", exclude={"start", "streams", "round_to"}) | start,
         "epochs": first.epochs,
         "rate_scale": first.phase.learning_rate_scale,
     }

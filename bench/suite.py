@@ -31,12 +31,15 @@ class WorkloadEntry(_Checked):
 
     start: a checkpoint (a state dict, .safetensors) to start from in place of fresh weights. streams: let methods
     remove units of residual streams and concatenations too, which go from all layers that share them or from none.
+    round_to: what the number of units of each site is rounded up to a multiple of where some go, for kernels that like
+    8 or 16; what a method takes away while it trains stays away.
     """
 
     dataset: str
     network: str
     start: str | None = None
     streams: bool = False
+    round_to: int = Field(default=1, ge=1)
     recipe: Recipe
 
 

@@ -66,7 +66,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Site:
-    """Units that live or die together: the channels (or features) of one channel space.
+    """Units that live or die together: the channels (or features) of one channel space; or one whole residual branch.
 
     name: of the first producing layer. producers: the convolutions or linear layers whose outputs are these units;
     row i of their weight (dim 0) belongs to unit i. norms: normalisations inside the affine chain. ends: the modules
@@ -77,6 +77,10 @@ class Site:
     outlets: of each end, the pooling that follows it through nothing but ReLU and its like, or the end itself: where
     a multiplier that is not negative does the same on smaller maps. Empty means the ends. scale_free: every reader is
     normalised and what lies before it keeps factors, so that one positive factor on all units changes nothing.
+
+    A `branch` is for `drop` actions, never for `kept`: size 1, named by its last layer, which is its only end and gives
+    zero where its parameters are zero; producers and norms are those in the branch, whose rows are no units of its;
+    the costs are those of all that is in it. Only methods of granularity `layer` are offered branches.
     """
 
     name: str

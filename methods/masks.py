@@ -35,7 +35,8 @@ class Masks:
 
     def __init__(self, network: nn.Module, sites: Sequence[Site]) -> None:
         self.network = network
-        self.sites = {site.name: site for site in sites}
+        # The rows of a branch's layers are no units of its, and its name may be that of a site as well.
+        self.sites = {site.name: site for site in sites if site.kind != "branch"}
         self.kept: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
         self._rows: list[tuple[Tensor, Tensor]] = []

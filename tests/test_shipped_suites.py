@@ -12,10 +12,10 @@ from torch import nn
 
 import bench.plan
 from bench import data, networks, suite
-from bench.compaction import find_sites
 from bench.data.split import Dataset, Split
 from bench.filters import Filters
 from bench.measure.macs import count_macs
+from bench.offer import all_sites
 from bench.plan import make_plan
 
 IMAGES = {"mnist": (1, 28, 28), "digits": (1, 8, 8), "imagenet": (3, 64, 64)}
@@ -59,14 +59,14 @@ class Once:
         return self.found[network]
 
 
-SITES, MACS = Once(find_sites), Once(count_macs)
+SITES, MACS = Once(all_sites), Once(count_macs)
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "load", stand_in)
     monkeypatch.setattr(bench.plan, "networks", OncePerNetwork)
-    monkeypatch.setattr(bench.plan, "find_sites", SITES)
+    monkeypatch.setattr(bench.plan, "all_sites", SITES)
     monkeypatch.setattr(bench.plan, "count_macs", MACS)
 
 

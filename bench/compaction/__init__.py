@@ -2,6 +2,7 @@
 
 from bench.compaction.architecture import Architecture, LayerChange, apply_architecture
 from bench.compaction.archive import Dynamic, load_archive, load_compact, save_compact
+from bench.compaction.branch_sites import find_branches
 from bench.compaction.removal import Compacted, compact
 from bench.compaction.sites import find_sites
 from bench.compaction.verify import Certificate, masked_reference, top1_changes
@@ -14,6 +15,7 @@ __all__ = [
     "LayerChange",
     "apply_architecture",
     "compact",
+    "find_branches",
     "find_sites",
     "load_archive",
     "load_compact",

@@ -19,9 +19,10 @@ from bench.compaction.steps import Graph, Step
 
 @dataclass(frozen=True)
 class Branch:
-    """end: the step whose value goes into the sum `into`, and nowhere else. steps: all that serve this branch alone,
-    the end included, in their order."""
+    """layer: its last, by which it is named. end: the step whose value goes into the sum `into`, and nowhere else.
+    steps: all that serve this branch alone, the end included, in their order."""
 
+    layer: str
     end: Step
     into: Step
     steps: tuple[Step, ...]
@@ -44,7 +45,7 @@ def branch_of(graph: Graph, layer: str) -> Branch | None:
     while end is not None:
         into = only_reader(graph, end)
         if into is not None and is_sum(into):
-            return Branch(end, into, serving(graph, end))
+            return Branch(layer, end, into, serving(graph, end))
         end = into
     return None
 
@@ -100,7 +101,7 @@ def take_out(graph: Graph, branches: Sequence[Branch], shifts: bool) -> nn.Modul
         with traced.inserting_before(node):
             if shifts:
                 axis = branch.into.axis - len(branch.into.shape)
-                path = "shift_" + _last_layer(graph, branch.end).replace(".", "_")
+                path = "shift_" + branch.layer.replace(".", "_")
                 graph.network.add_module(path, Shift(len(branch.into.units), axis).to(dtype))
                 instead = traced.call_module(path, (other,))
             elif any(user is not node and user not in map(_node, branch.steps) for user in other.users):

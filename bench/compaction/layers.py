@@ -73,14 +73,17 @@ def find_activation(graph: Graph, layer: str) -> Step:
 
 
 def find_branch(graph: Graph, layers: Sequence[str]) -> Branch:
-    """The branch that is named by some of its layers, the last of which gives what goes into the sum."""
+    """The branch that is named by some of its layers, the last of which gives what goes into the sum (through
+    nothing but a dropout or its like)."""
     if not layers:
         raise ValueError("a branch to drop needs a layer")
-    last = max((_step(graph, layer) for layer in layers), key=graph.steps.index)
-    into = only_reader(graph, last)
+    end = last = max((_step(graph, layer) for layer in layers), key=graph.steps.index)
+    into = only_reader(graph, end)
+    while into is not None and into.operation.identity:
+        end, into = into, only_reader(graph, into)
     if into is None or not is_sum(into):
         raise ValueError(f"the output of {last.layer!r} does not go into a sum alone: it ends no branch")
-    branch = Branch(last, into, serving(graph, last))
+    branch = Branch(last.layer, end, into, serving(graph, end))
     strangers = [layer for layer in layers if _step(graph, layer) not in branch.steps]
     if strangers:
         raise ValueError(f"{strangers[0]!r} is not of the branch that ends in {last.layer!r}")

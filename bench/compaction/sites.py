@@ -82,7 +82,7 @@ def _space(graph: Graph, producers: list[Step], readers: list[Step], singly: Ten
         ends.append(norm or producer)
     parameters, macs = singly[units].sum().item(), 0.0
     for step in (*producers, *readers):
-        made, read = _cost(step, member, step in producers)
+        made, read = layer_cost(step, member, step in producers)
         parameters, macs = parameters + made, macs + read
     site = Site(
         name=producers[0].layer,
@@ -119,7 +119,7 @@ def _parameters_of_one(graph: Graph) -> Tensor:
     return found
 
 
-def _cost(step: Step, member: Tensor, produces: bool) -> tuple[float, float]:
+def layer_cost(step: Step, member: Tensor, produces: bool) -> tuple[float, float]:
     """Parameters and MACs of one image that the units of a space cost together in a layer that makes or reads them."""
     module = step.module
     assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)

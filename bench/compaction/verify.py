@@ -103,8 +103,8 @@ def reference_of(twin: nn.Module, plan: SparsityPlan, graph: Graph, sites: Seque
                 activation.inplace = False
                 activation.register_forward_hook(_PassThrough())
         elif action.kind == "drop":
-            end = find_branch(graph, action.layers).end.layer
-            reference.get_submodule(end).register_forward_hook(_Erase())
+            last = find_branch(graph, action.layers).layer
+            reference.get_submodule(last).register_forward_hook(_Erase())
         elif action.kind == "shift":
             raise ValueError("a shift is what compaction leaves of a branch: no plan can ask for it")
     return reference

@@ -250,7 +250,7 @@ class CellRun:
         full = networks.build(self.cell.workload.network, self.dataset.input_shape, self.dataset.classes).to(
             self.device
         )
-        sizes = {site.name: site.size for site in find_sites(full, self.example)}
+        sites = find_sites(full, self.example)
         save_compact(
             layout.compact(self.results, point),
             compacted,
@@ -259,11 +259,11 @@ class CellRun:
             self.dataset.classes,
             Dynamic(gates, normalise(self.dataset.validation.images[:STORED_IMAGES])) if gates else None,
         )
-        kept = units_left(compacted, sizes)
+        kept = units_left(compacted, sites)
         activity, dynamic = dict(plan.expected_activity), None
         if gates:
-            sites = find_sites(compacted.network, self.example)
-            dynamic = dynamic_cost(compacted.network, sites, gates, activity, self.example)
+            left = find_sites(compacted.network, self.example)
+            dynamic = dynamic_cost(compacted.network, left, gates, activity, self.example)
         return self.outcome.point(
             strength,
             point,
@@ -277,7 +277,7 @@ class CellRun:
             dense_cost=cost(full, self.example),
             certificate=proven.certificate,
             kept=kept,
-            sizes=sizes,
+            sizes={site.name: site.size for site in sites},
             layer_actions=[
                 f"{change.kind} {' '.join(change.layers)}" for change in compacted.architecture.layer_changes
             ],
@@ -292,7 +292,7 @@ class CellRun:
         network = trained.network.eval()
         real = normalise(self.dataset.validation.images[:REAL_IMAGES])
         reference = masked_reference(network, plan, self.example)
-        compacted = compact(network, plan, self.example, real)
+        compacted = compact(network, plan, self.example, real, self.cell.workload.round_to)
         if compacted.collapsed:
             lost = ", ".join(compacted.collapsed)
             raise CellFailed("collapsed", f"the network loses all its units at {lost}")

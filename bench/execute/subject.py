@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,14 @@ from bench.compaction import (
     Compacted,
     LayerChange,
     apply_architecture,
-    find_sites,
 )
 from bench.data.split import Dataset
 from bench.device import place
-from bench.offer import offered_sites
+from bench.offer import all_sites, offered_sites
 from bench.records.schema import Workload
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
-from bench.training.thinning import Removed, composed
+from bench.training.thinning import Removed, composed, units_of
 from methods.base import Method, Phase, Site, StepContext
 
 
@@ -44,19 +44,19 @@ class Subject:
         torch.manual_seed(stream(cell.seed, "init"))
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
         network = place(network, example.device)
-        method, streams = create_method(cell), cell.workload.streams
-        sites = offered_sites(find_sites(network, example), method, streams)
+        method, streams, round_to = create_method(cell), cell.workload.streams, cell.workload.round_to
+        sites = offered_sites(all_sites(network, example), method, streams)
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
         if shape is None:
             return cls(network, sites, method)
         thinned = Architecture(
-            kept={site: mask.nonzero().flatten().tolist() for site, mask in shape.kept.items()},
+            kept=units_of({site: rounded_up(mask, round_to) for site, mask in shape.kept.items()}),
             layer_changes=tuple(LayerChange(kind=a.kind, layers=a.layers) for a in shape.layer_actions),
         )
         thin = place(apply_architecture(network, thinned, example), example.device)
         torch.manual_seed(stream(cell.seed, "init"))
         initialise(thin, network)
-        return cls(thin, offered_sites(find_sites(thin, example), method, streams), method, thinned)
+        return cls(thin, offered_sites(all_sites(thin, example), method, streams), method, thinned)
 
     def load_start(self, workload: Workload) -> None:
         """What training starts from. A shape of the method's own starts afresh: it is there to show what it learns
@@ -84,6 +84,12 @@ class Subject:
         )
 
 
+def rounded_up(kept: Tensor, multiple: int) -> Tensor:
+    """(size,) bool: the first of the units that would go stay too, until a multiple of `multiple` does, or all."""
+    missing = -int(kept.sum()) % multiple
+    return kept | (~kept & ((~kept).cumsum(0) <= missing))
+
+
 def initialise(network: nn.Module, full: nn.Module | None = None) -> None:
     """Fresh weights from torch's global generator: every layer's own, then those of whatever contains layers and has an
     initialisation of its own. full: what `network` was cut from, for of a network whose calls were replaced as well
@@ -97,14 +103,17 @@ def initialise(network: nn.Module, full: nn.Module | None = None) -> None:
             reset(modules[path])
 
 
-def units_left(compacted: Compacted, sizes: dict[str, int]) -> dict[str, int]:
-    """By site of the full network; none of a layer that was merged into the next or dropped."""
+def units_left(compacted: Compacted, sites: Sequence[Site]) -> dict[str, int]:
+    """By site of the full network; none where all its layers were merged into others or dropped. A stream is there as
+    long as one of its layers is, and what is left of it is named by the first of those."""
     modules = dict(compacted.network.named_modules())
     kept = compacted.architecture.kept
-    return {
-        site: len(kept[site]) if site in kept else size if hasattr(modules.get(site), "weight") else 0
-        for site, size in sizes.items()
-    }
+    left = {}
+    for site in sites:
+        there = [layer for layer in site.producers if hasattr(modules.get(layer), "weight")]
+        named = [len(kept[layer]) for layer in there if layer in kept]
+        left[site.name] = named[0] if named else site.size if there else 0
+    return left
 
 
 def create_method(cell: Cell) -> Method:

@@ -41,7 +41,8 @@ class Start(Part):
 class Workload(Part):
     """What is trained, apart from the method. recipe: the resolved training settings, `epochs` among them. start: None
     for the network's own initialisation, or the weights that its name asks for. streams: whether methods may remove
-    units of residual streams and concatenations too."""
+    units of residual streams and concatenations too. round_to: what the number of units of a compact network's sites is
+    a multiple of, where some went."""
 
     dataset: str
     dataset_fingerprint: str
@@ -49,14 +50,18 @@ class Workload(Part):
     recipe: dict[str, Any]
     start: Start | None = None
     streams: bool = False
+    round_to: int = 1
 
     def beside_recipe(self) -> dict[str, Any]:
-        """What of `start` and `streams` is not as usual, for ids and tables; where a file lies does not matter."""
+        """What of `start`, `streams` and `round_to` is not as usual, for ids and tables; where a file lies does not
+        matter."""
         said: dict[str, Any] = {}
         if self.start is not None:
             said["start"] = self.start.sha256
         if self.streams:
             said["streams"] = True
+        if self.round_to != 1:
+            said["round_to"] = self.round_to
         return said
 
 

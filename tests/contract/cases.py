@@ -3,6 +3,7 @@ other modes in which a method runs different code."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from torch import nn
 
 import methods
 from bench import data, networks, suite
-from bench.compaction import find_sites
 from bench.execute.cell import CellRun
 from bench.filters import Filters
+from bench.offer import all_sites, offered_sites, skip_reason
 from bench.plan import Cell, make_plan
 from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
@@ -22,10 +23,12 @@ from bench.training.loop import Loop
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
-from methods.base import Method
+from methods.base import Method, Site
 
 EPOCHS = 4
-NETWORK = "digits-cnn"
+NETWORKS = ("digits-cnn", "tests.contract.residual:build")
+"""A case is of the first that its method runs on."""
+
 CPU = torch.device("cpu")
 
 
@@ -40,6 +43,12 @@ class Case:
         return methods.create(self.name, **self.config)
 
     @property
+    def network(self) -> str:
+        method = self.create()
+        runs = (name for name in NETWORKS if skip_reason(method, *analysed(name), streams=False) is None)
+        return next(runs, NETWORKS[0])
+
+    @property
     def epochs(self) -> int:
         """At least one for each phase."""
         return max(EPOCHS, len(self.create().phases(EPOCHS)))
@@ -50,6 +59,13 @@ class Case:
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.config.items())])
+
+
+@functools.cache
+def analysed(network: str) -> tuple[nn.Module, list[Site]]:
+    """A network for the digits, and all its sites."""
+    built = networks.build(network, (1, 8, 8), 10)
+    return built, all_sites(built, torch.zeros(1, 1, 8, 8))
 
 
 MODES = [
@@ -82,8 +98,10 @@ def all_cases() -> list[Case]:
     return cases
 
 
-def cells_of(case: Case, strengths: tuple[float, ...] | None = None, seed: int = 0) -> list[Cell]:
-    """The cells of one method on the digits, with a budget of a few epochs."""
+def cells_of(
+    case: Case, strengths: tuple[float, ...] | None = None, seed: int = 0, network: str | None = None
+) -> list[Cell]:
+    """The cells of one method on the digits, with a budget of a few epochs. network: that of the case by default."""
     small = suite.Suite.model_validate(
         {
             "name": "contract",
@@ -92,7 +110,7 @@ def cells_of(case: Case, strengths: tuple[float, ...] | None = None, seed: int =
             "workloads": [
                 {
                     "dataset": "digits",
-                    "network": NETWORK,
+                    "network": network or case.network,
                     "recipe": case.recipe.model_dump(mode="json"),
                 }
             ],
@@ -105,10 +123,12 @@ def cells_of(case: Case, strengths: tuple[float, ...] | None = None, seed: int =
 def open_loop(case: Case, strength: float, **settings: Any) -> tuple[nn.Module, Method, Loop]:
     """The training of a case without the cell around it."""
     dataset = data.load("digits", None)
+    name = case.network  # may build it to find out, which draws
     torch.manual_seed(stream(0, "init"))
-    network = networks.build(NETWORK, dataset.input_shape, dataset.classes)
-    sites = find_sites(network, torch.zeros(1, *dataset.input_shape))
+    network = networks.build(name, dataset.input_shape, dataset.classes)
     method = case.create()
+    example = torch.zeros(1, *dataset.input_shape)
+    sites = offered_sites(all_sites(network, example), method, streams=False)
     given = None if method.traits.trains_once else strength
     return network, method, Loop(network, method, sites, dataset, case.recipe, 0, CPU, given, **settings)
 

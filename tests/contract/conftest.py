@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import pytest
 
 from bench.records.schema import TrainRecord
@@ -35,9 +38,18 @@ def straight(case: Case, strength: float) -> Straight:
 
 
 @pytest.fixture(scope="session")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> dict[int, TrainRecord]:
-    """Seed → plain training."""
-    return {
-        seed: run_cell(*cells_of(Case("dense"), (0.0,), seed), tmp_path_factory.mktemp("dense")).train
-        for seed in (0, 1)
-    }
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], TrainRecord]:
+    """(Network, seed) → plain training."""
+
+    @functools.cache
+    def train(network: str, seed: int) -> TrainRecord:
+        (cell,) = cells_of(Case("dense"), (0.0,), seed, network)
+        return run_cell(cell, tmp_path_factory.mktemp("dense")).train
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def dense(case: Case, plain: Callable[[str, int], TrainRecord]) -> dict[int, TrainRecord]:
+    """Seed → plain training of the network of the case."""
+    return {seed: plain(case.network, seed) for seed in (0, 1)}

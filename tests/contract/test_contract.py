@@ -17,7 +17,6 @@ from bench.compaction import Architecture, apply_architecture, find_sites
 from bench.data import load_test
 from bench.records.schema import TrainRecord
 from tests.contract.cases import (
-    NETWORK,
     Case,
     Outcome,
     Straight,
@@ -98,6 +97,7 @@ def test_resumed_equals_straight(
     assert second.progress.history == straight.loop.progress.history
     method.detach()
     one, other = straight.method.plan(strength), method.plan(strength)
+    assert one.layer_actions == other.layer_actions
     assert one.kept.keys() == other.kept.keys()
     assert all(torch.equal(one.kept[site], other.kept[site]) for site in one.kept)
     assert all(torch.equal(one.weight_masks[name], other.weight_masks[name]) for name in one.weight_masks)
@@ -118,10 +118,10 @@ def test_plan_fits_the_sites(strength: float, straight: Straight) -> None:
         assert mask.shape == shapes[name]
 
 
-def test_nothing_is_left_after_detach(straight: Straight) -> None:
+def test_nothing_is_left_after_detach(case: Case, straight: Straight) -> None:
     network = straight.network
     left = Architecture(kept=straight.loop.removed)
-    plain = apply_architecture(networks.build(NETWORK, (1, 8, 8), 10), left, torch.zeros(1, 1, 8, 8))
+    plain = apply_architecture(networks.build(case.network, (1, 8, 8), 10), left, torch.zeros(1, 1, 8, 8))
     assert [(n, type(m)) for n, m in network.named_modules()] == [
         (n, type(m)) for n, m in plain.named_modules()
     ]
@@ -175,7 +175,7 @@ def test_seeds_are_paired_over_methods(
     case: Case, strength: float, outcome: Outcome, dense: dict[int, TrainRecord]
 ) -> None:
     assert outcome.train.data_order == dense[0].data_order
-    network = networks.build(NETWORK, (1, 8, 8), 10)
+    network = networks.build(case.network, (1, 8, 8), 10)
     shape = case.create().shape(find_sites(network, torch.zeros(1, 1, 8, 8)), strength)
     if shape is None:  # another shape has other weights by its nature
         assert outcome.train.initial_weights == dense[0].initial_weights

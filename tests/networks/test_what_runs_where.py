@@ -26,13 +26,14 @@ def test_the_committed_table_is_what_the_command_prints() -> None:
     committed = DOC.read_text(encoding="utf-8")
     assert committed.startswith(matrix.HEADING)
     heading, _, *rows = cells(committed)
-    assert heading == ["network", "inner", "streams", *matrix.builtin()]
+    assert heading == ["network", "inner", "streams", "branches", *matrix.builtin()]
     assert [row[0] for row in rows] == networks.available()
     made = matrix.rows(CHEAP)
     text = matrix.as_markdown(made)
     for row in cells(text)[2:]:
         assert row in rows
     assert [row.streams for row in made] == [0, 0, 0, 3, 3]
+    assert [row.branches for row in made] == [0, 0, 0, 9, 7]
     assert set(text.splitlines()) <= set(committed.splitlines())
 
 
@@ -44,4 +45,4 @@ def test_a_skip_stands_there_with_its_reason(monkeypatch: pytest.MonkeyPatch) ->
     assert reason is not None
     assert reason == NetworkSlimming().supports(network, [])
     assert row.skips["dense"] is None
-    assert matrix.as_markdown([row]).endswith(f"| mlp-300-100 | 2 | 0 | ✓ | 1 |\n\n1. {reason}\n")
+    assert matrix.as_markdown([row]).endswith(f"| mlp-300-100 | 2 | 0 | 0 | ✓ | 1 |\n\n1. {reason}\n")

@@ -31,6 +31,7 @@ from bench.execute.pool import KEEP_FREED_MEMORY
 from bench.measure.blocks import PairedSamples, interleave
 from bench.measure.protocol import LatencyProtocol
 from bench.measure.spread import speedup
+from bench.offer import all_sites, offered_sites
 from bench.training.optimizers import Optimizers
 from bench.training.recipe import Recipe
 from methods.base import Batch, Phase, StepContext
@@ -78,6 +79,7 @@ ARMS = [
     Arm("heterogeneous-sensitivity", PENALTY, "sparsify"),
     Arm("layer-sparsity", PENALTY, "sparsify"),
     Arm("layer-sparsity", PENALTY, "sparsify", network="mlp-deep"),
+    Arm("branch-magnitude", OTHER, "finetune", network="resnet20"),
     Arm("l0-arm", ARM),
     Arm("plasticity", ARM, "plastic"),
     Arm("plasticity", ARM, "plastic", {"mode": "expand"}),
@@ -112,7 +114,8 @@ class Training:
             task_loss=nn.functional.cross_entropy,
             phase=Phase("attach", 0.0),
         )
-        self.method.attach(network, find_sites(network, example), self.context)
+        sites = offered_sites(all_sites(network, example), self.method, streams=True)
+        self.method.attach(network, sites, self.context)
         self._go_to(arm.phase)
         self.optimizers = Optimizers(network, self.method.parameter_groups(), RECIPE, 1.0)
         self._batches, self._at = batches, 0

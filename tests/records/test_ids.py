@@ -49,6 +49,7 @@ def test_the_id_is_the_same_on_every_machine() -> None:
         {"config": BASE["config"] | {"norm": 3}},
         {"strength": 0.0},
         {"beside_recipe": {"streams": True}},
+        {"beside_recipe": {"round_to": 8}},
         {"beside_recipe": {"start": "0123"}},
     ],
 )
