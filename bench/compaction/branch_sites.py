@@ -11,7 +11,7 @@ from bench.compaction.branches import Branch, is_sum, only_reader, serving
 from bench.compaction.graph import build_graph
 from bench.compaction.sites import layer_cost
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import plain_copy
+from bench.compaction.tracing import sharing_copy
 from methods.base import Site
 
 
@@ -29,7 +29,7 @@ def find_branches(network: nn.Module, example: Tensor) -> list[Site]:
     of the sites. example: a batch of inputs (N, C, H, W). The network is not changed. Raises BadInput where it cannot
     be traced.
     """
-    graph = build_graph(plain_copy(network), example)
+    graph = build_graph(sharing_copy(network), example)
     known = _from_input(graph)
     found: list[Branch] = []
     inside: set[Step] = set()
