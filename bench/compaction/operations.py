@@ -5,6 +5,7 @@ Whatever is not named here is `opaque`: its channels are pinned, never removed.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -221,7 +222,8 @@ def _classify_module(
             return opaque(f"{name} with statistics of the batch")
         return Operation("norm", 1, (1,))
     if isinstance(module, nn.PReLU) and kind is nn.PReLU:
-        return Operation("map", 1, (1,), evaluate=_evaluator(node, module))
+        # Values are in double precision, whatever the network is in.
+        return Operation("map", 1, (1,), evaluate=_evaluator(node, copy.deepcopy(module).double()))
     if isinstance(module, nn.AvgPool2d) and kind is nn.AvgPool2d:
         border = module.padding not in (0, (0, 0)) and module.count_include_pad
         return Operation("pool", 1, (1,), uniform=not border and module.divisor_override is None)

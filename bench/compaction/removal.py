@@ -13,7 +13,7 @@ from bench.compaction.branches import constant_branches, set_shift
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import change_layers
 from bench.compaction.liveness import needed_units, values
-from bench.compaction.rewrite import cut, fold_constants
+from bench.compaction.rewrite import add_shifts, constant_shifts, cut
 from bench.compaction.runnable import keep_runnable, round_up
 from bench.compaction.sites import find_spaces, switch_off, without_site
 from bench.compaction.steps import Graph
@@ -48,7 +48,10 @@ def compact(
     """
     if multiple < 1:
         raise ValueError(f"multiple is {multiple}; 1 or more is needed")
-    work = plain_copy(network, torch.float64)
+    first = next(network.parameters(), example)
+    # Cutting alone rounds nothing, and float32 is half the work; products of weights do.
+    alone = first.dtype is torch.float32 and not plan.layer_actions
+    work = plain_copy(network, None if alone else torch.float64)
     graph = build_graph(work, example)
     spaces = find_spaces(graph)
     sites = [space.site for space in spaces]
@@ -73,10 +76,9 @@ def compact(
     held = keep & ~needed_units(graph, known, fold_padded=True)
     collapsed = keep_runnable(graph, spaces, known, keep)
     round_up(graph, spaces, known, keep, multiple)
-    added = fold_constants(graph, keep, known)
-    work = cut(graph, keep)
-
-    first = next(network.parameters(), example)
+    shifts = constant_shifts(graph, keep, known)
+    work = cut(graph, keep).double()
+    added = add_shifts(work, shifts)
     delivered = plain_copy(work, first.dtype).to(first.device)
     certificate = certify(
         reference,
@@ -98,7 +100,7 @@ def compact(
 
 def _without(graph: Graph, branches: Sequence[tuple[str, Tensor]], example: Tensor) -> Graph:
     """The graph of the network with one number per channel in the place of each branch."""
-    network = graph.network
+    network = graph.network.double()
     for layer, constants in branches:
         network = change_layers(network, "shift", (layer,), example)
         set_shift(network, layer, constants)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +17,12 @@ from bench.networks import HeadProducts
 
 
 @torch.no_grad()
-def fold_constants(graph: Graph, keep: Tensor, known: Values) -> tuple[str, ...]:
-    """Adds what removed constant units contribute to the biases of their readers; the layers that got a bias
-    by it.
+def constant_shifts(graph: Graph, keep: Tensor, known: Values) -> dict[str, Tensor]:
+    """What removed constant units contribute to the biases of their readers: layer → (outputs that stay,) float64.
 
     Before `cut`. Needs that every removed unit is zero, unread, or folds (see liveness).
     """
-    added = []
+    found = {}
     for step in graph.producers():
         module = step.module
         assert isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
@@ -30,14 +31,24 @@ def fold_constants(graph: Graph, keep: Tensor, known: Values) -> tuple[str, ...]
         if step.operation.kind == "depthwise" or not bool(gone.any()) or not bool(keep[step.units].any()):
             continue
         assert not isinstance(module, nn.ConvTranspose2d)  # folds nothing
-        shift = answer(step, torch.where(gone, known[source], 0.0)).to(module.weight)
-        if not bool((shift != 0).any()):
-            continue
+        shift = answer(step, torch.where(gone, known[source], 0.0))
+        if bool((shift != 0).any()):
+            found[step.layer] = shift[keep[step.units]]
+    return found
+
+
+@torch.no_grad()
+def add_shifts(network: nn.Module, shifts: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Adds them to the biases of the network that is cut; the layers that got a bias by it."""
+    added = []
+    for layer, shift in shifts.items():
+        module = network.get_submodule(layer)
+        assert isinstance(module, nn.Linear | nn.Conv2d)
         if module.bias is None:
             add_bias(module)
-            added.append(step.layer)
+            added.append(layer)
         assert module.bias is not None
-        module.bias += shift
+        module.bias += shift.to(module.bias)
     return tuple(added)
 
 

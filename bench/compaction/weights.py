@@ -49,7 +49,7 @@ def answer(step: Step, constants: Tensor) -> Tensor:
     assert step.module is not None
     if not bool((constants != 0).any()):
         return torch.zeros(len(step.units), dtype=torch.float64)
-    total = spread(step.module, kernels(step.module).sum(2)).double()
+    total = spread(step.module, kernels(step.module).double().sum(2))
     return total * constants if step.operation.kind == "depthwise" else total @ constants
 
 

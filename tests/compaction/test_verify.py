@@ -84,7 +84,7 @@ def test_certificate_fails_when_constants_are_not_folded(monkeypatch: pytest.Mon
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 2)
     )
-    monkeypatch.setattr(removal, "fold_constants", lambda *given: ())
+    monkeypatch.setattr(removal, "constant_shifts", lambda *given: {})
     assert not compact(randomise(network), plan_of(**{"0": off(4, 1)}), EXAMPLE).certificate.passed
 
 
