@@ -148,7 +148,8 @@ class _Builder:
                 sources |= {self.steps[n]} if n in self.steps else self.sources.get(n, set())
         self.sources[node] = sources
         if node in self.run.holds_tensors:
-            self._pin(node, operations.opaque(str(getattr(node.target, "__name__", node.target))), sources)
+            module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            self._pin(node, operations.opaque(operations.describe(node, module)), sources)
 
     def _pin(self, node: fx.Node, operation: Operation, sources: Iterable[Step]) -> None:
         """Names the node where it pins anything that was not, a layer's own outputs among it."""
@@ -202,8 +203,7 @@ class _Builder:
 
     def _classify(self, node: fx.Node, module: nn.Module | None, inputs: tuple[Step, ...]) -> Operation:
         if any(len(self.lists[step]) == 0 for step in inputs) or not inputs:
-            what = operations.describe(node) if module is None else type(module).__name__
-            return operations.opaque(f"{what} of a tensor without channels")
+            return operations.opaque(f"{operations.describe(node, module)} of a tensor without channels")
         if module is not None and id(module) in self.shared and any(True for _ in module.parameters()):
             return operations.opaque(f"{type(module).__name__} used more than once")
         if operations.in_place(node, module) and self._is_read_again(node):

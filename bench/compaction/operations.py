@@ -93,7 +93,8 @@ HOMOGENEOUS = (
 
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
+"""That have outputs of their own."""
 ALONG_ONE = (nn.Conv2d, nn.ConvTranspose2d, nn.PReLU, nn.AvgPool2d, *NORMS)
 UNIFORM_POOLS = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
@@ -128,8 +129,12 @@ def opaque(reason: str) -> Operation:
     return Operation("opaque", reason=reason)
 
 
-def describe(node: fx.Node) -> str:
-    """The function or method that a node calls."""
+def describe(node: fx.Node, module: nn.Module | None = None) -> str:
+    """The function, the method or the class of the module that a node calls."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "MultiheadAttention in one piece (see bench.networks.separate_attention)"
+    if module is not None:
+        return type(module).__name__
     return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
 
 

@@ -91,6 +91,8 @@ def test_tokens() -> None:
     assert site.macs_per_unit == 5 * 16
     result = check(network, plan_of(up=off(12, 0, 1, 7)), EXAMPLE)
     assert shapes(result.network)["up.weight"] == (9, 8)
+    whole = "attention: MultiheadAttention in one piece (see bench.networks.separate_attention)"
+    assert whole in result.pinned
     with pytest.raises(ValueError, match="'up' is of tokens"):
         check_gates({"up": InputGate(*torch.ones(3, 12))}, [site])
 
