@@ -298,6 +298,9 @@ def test_random_order_is_uniform_and_drawn_from_the_context(mlp: Network, make_c
 def test_strength_zero_keeps_the_whole_network(convnet: Network, make_context: MakeContext) -> None:
     for name in methods.available():
         method = methods.create(name)
+        if method.supports(*convnet) is not None:  # residual branches, which it has not
+            assert name == "branch-magnitude"
+            continue
         method.attach(*convnet, make_context(strength=0.0))
         method.detach()
         plan = method.plan(0.0)
