@@ -16,7 +16,7 @@ WIDTH, HEADS = 12, 3
 
 
 class Transformer(nn.Module):
-    """A layer on patches, as in ViT; `projection` in the place of the class token's."""
+    """A layer of attention on patches, as in ViT."""
 
     def __init__(self, bias: bool = True) -> None:
         super().__init__()
