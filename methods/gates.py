@@ -1,8 +1,8 @@
 """Gates that several methods share: where they sit on a site, and how they leave it.
 
 A gate multiplies the units of a site after their affine chain (weights, bias, normalisation), so that a unit whose gate
-is 0 is off in the sense of the contract and can be removed exactly. Behind a ReLU and a pooling it does the
-same for less (`Site.outlets`).
+is 0 is off in the sense of the contract and can be removed exactly. Behind a ReLU and a pooling it does the same for
+less (`Site.outlets`).
 """
 
 from __future__ import annotations

@@ -100,10 +100,10 @@ def round_up(graph: Graph, spaces: list[Space], known: Values, keep: Tensor, mul
     groups that are gone come last: with one of them, the whole group would be back."""
     count = -1
     while multiple > 1 and count != int(keep.sum()):
-        count = int(keep.sum())
+        count, last = int(keep.sum()), _of_gone_groups(graph, keep)
         for space in spaces:
             gone = space.units[~keep[space.units]]
-            gone = gone[_of_gone_groups(graph, keep)[gone].byte().argsort(stable=True)]
+            gone = gone[last[gone].byte().argsort(stable=True)]
             missing = -(len(space.units) - len(gone)) % multiple
             keep[gone[:missing]] = True
         balance(graph, keep)
