@@ -69,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         running.add_argument(
             "--timeout", type=_seconds, default=None, help="seconds after which a cell has failed"
         )
+        running.add_argument(
+            "--tune",
+            action="store_true",
+            help="measure once which memory format and threads train each network fastest on this CPU, and use them",
+        )
 
     status = _command(commands, "status", "what a results folder holds", _status)
     _reading(status)
@@ -336,6 +341,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
         device=options.device,
         retry_failed=options.retry_failed,
         timeout=options.timeout,
+        tune=options.tune,
     )
 
 

@@ -73,6 +73,7 @@ def control_suite(points: Sequence[PointRecord], same_compute: bool = False) -> 
                 start=first.workload.start.path if first.workload.start else None,
                 streams=first.workload.streams,
                 round_to=first.workload.round_to,
+                cpu=first.workload.cpu,
                 recipe=recipe,
             ),
         ),

@@ -10,7 +10,7 @@ import torch
 from bench import data
 from bench.device import resolve
 from bench.measure.machine import describe, versions
-from bench.measure.training_speed import advice, step_times
+from bench.measure.training_speed import advice
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ def print_doctor(data_root: Path | None, console: Console, network: str | None =
 
     Raises BadInput for a network that there is not.
     """
-    timed = [] if network is None else advice(network, step_times(network, describe(CPU).cores))
+    timed = [] if network is None else advice(network, describe(CPU).cores)
     lines = [f"{name:<14} {version}" for name, version in versions().items()]
     for device in [CPU, resolve("auto")] if torch.cuda.is_available() else [CPU]:
         machine = describe(device)

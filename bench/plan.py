@@ -26,7 +26,7 @@ from bench.measure.macs import count_macs
 from bench.measure.presets import estimated_seconds, planned_id
 from bench.offer import all_sites, skip_reason
 from bench.records.ids import digest, point_id, train_id
-from bench.records.schema import MethodSettings, Start, Workload
+from bench.records.schema import Cpu, MethodSettings, Start, Workload
 from bench.suite import Suite, WorkloadEntry, matching_workloads
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
@@ -41,7 +41,7 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
     strengths = strengths_of(suite, entries, filters)
     plan = Plan(suite, str(device))
     for at, workload in workloads(suite, filters):
-        subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root)
+        subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root, device)
         _check_published_sites(suite, subject)
         for entry in entries:
             if entry.entry.networks and workload.network not in entry.entry.networks:
@@ -103,7 +103,7 @@ class _Subject:
     macs: int
 
     @classmethod
-    def open(cls, where: str, entry: WorkloadEntry, data_root: Path | None) -> _Subject:
+    def open(cls, where: str, entry: WorkloadEntry, data_root: Path | None, device: torch.device) -> _Subject:
         with _named(f"{where}.dataset"):
             dataset = data.load(entry.dataset, data_root)
         with _named(f"{where}.network"):
@@ -123,6 +123,7 @@ class _Subject:
             start=start,
             streams=entry.streams,
             round_to=entry.round_to,
+            cpu=entry.cpu if device.type == "cpu" else Cpu(),
         )
         # Compact network and reference: the scores on both splits, and the same top-1 on test.
         scored = 2 * len(dataset.validation) + 4 * dataset.test_size
@@ -228,7 +229,9 @@ def _pretraining(subject: _Subject, method: Method, seed: int) -> Pretraining | 
     workload = subject.workload
     start = {"start": workload.start.sha256} if workload.start else {}
     payload = {
-        "workload": workload.model_dump(mode="json", exclude={"start", "streams", "round_to"}) | start,
+        "workload": workload.model_dump(mode="json", exclude={"start", "streams", "round_to", "cpu"})
+        | start
+        | workload.unusual_cpu(),
         "epochs": first.epochs,
         "rate_scale": first.phase.learning_rate_scale,
     }

@@ -18,11 +18,12 @@ from bench import suite as suites
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.measure_stage import Wanted, measure_all
-from bench.execute.pool import Job, child_environment, processes, run_jobs, threads_each
+from bench.execute.pool import Job, child_environment, cores_each, processes, run_jobs, threads_each
 from bench.execute.progress import Display
 from bench.execute.worker import CellTask, PretrainTask
 from bench.planned import print_times
 from bench.records.store import Store
+from bench.tune import keep, tuned
 
 if TYPE_CHECKING:
     from bench.cells import Cell, Plan
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RunOptions:
     """What the command line says beside the suite and its filters. jobs: processes, None for what suits the device;
-    timeout: seconds for one cell."""
+    timeout: seconds for one cell; tune: see `bench.tune`."""
 
     results: Path
     data_root: Path | None
@@ -40,6 +41,7 @@ class RunOptions:
     device: str
     retry_failed: bool = False
     timeout: float | None = None
+    tune: bool = False
 
 
 def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console: Console) -> int:
@@ -56,6 +58,8 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
 
     plan = plan_elsewhere(suite, filters, options)
     store.check_writable()
+    for line in keep(options.results, plan) if options.tune else ():
+        console.print(line, highlight=False, markup=False)
     for skip in plan.skips:
         console.print(
             f"skipped: {skip.label} on {skip.network}: {skip.reason}", highlight=False, markup=False
@@ -103,6 +107,9 @@ def plan_elsewhere(suite: suites.Suite, filters: Filters, options: RunOptions) -
 def _make_plan(suite: suites.Suite, filters: Filters, options: RunOptions) -> Plan:
     from bench.plan import make_plan
 
+    if options.tune:
+        jobs = processes(options.device, options.jobs)
+        suite = tuned(suite, filters, options.results, options.data_root, options.device, cores_each(jobs))
     return make_plan(suite, filters, options.data_root, options.device)
 
 
@@ -111,7 +118,8 @@ def _request(name_or_path: str, suite: suites.Suite, filters: Filters, options: 
     starts = [workload.start for workload in suite.workloads if workload.start]
     files = [Path(file) for file in (*filters.files, *starts) if Path(file).is_file()]
     return shortcut.request_digest(
-        [filters, options.device, options.data_root, *stamps], [suites.find(name_or_path), *files]
+        [filters, options.device, options.data_root, options.tune, *stamps],
+        [suites.find(name_or_path), *files],
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from bench.errors import BadInput, nearest, nearest_number
+from bench.records.schema import Cpu
 from bench.training.recipe import Recipe
 
 SHIPPED = Path(__file__).parent / "suites"
@@ -32,7 +33,8 @@ class WorkloadEntry(_Checked):
     start: a checkpoint (a state dict, .safetensors) to start from in place of fresh weights. streams: let methods
     remove units of residual streams and concatenations too, which go from all layers that share them or from none.
     round_to: what the number of units of each site is rounded up to a multiple of where some go, for kernels that like
-    8 or 16; what a method takes away while it trains stays away.
+    8 or 16; what a method takes away while it trains stays away. cpu: memory format and threads of the training on a
+    CPU, which `bench run --tune` fills in.
     """
 
     dataset: str
@@ -40,6 +42,7 @@ class WorkloadEntry(_Checked):
     start: str | None = None
     streams: bool = False
     round_to: int = Field(default=1, ge=1)
+    cpu: Cpu = Cpu()
     recipe: Recipe
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction.branches import Branch, is_sum, only_reader, serving
+from bench.compaction.copies import sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.sites import layer_cost
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import sharing_copy
 from methods.base import Site
 
 

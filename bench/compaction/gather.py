@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from bench.compaction.copies import sharing_copy
 from bench.compaction.gating import (
     Gates,
     add_module,
@@ -29,7 +30,6 @@ from bench.compaction.gating import (
 from bench.compaction.graph import build_graph
 from bench.compaction.sites import find_spaces
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import sharing_copy
 from methods.base import Site
 from methods.input_gate import InputGate
 

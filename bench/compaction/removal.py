@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.compaction.architecture import Architecture, LayerChange
 from bench.compaction.branches import constant_branches, set_shift
+from bench.compaction.copies import plain_copy, sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import change_layers
 from bench.compaction.liveness import needed_units, values
@@ -17,7 +18,7 @@ from bench.compaction.rewrite import add_shifts, constant_shifts, cut
 from bench.compaction.runnable import keep_runnable, round_up
 from bench.compaction.sites import find_spaces, switch_off, without_site
 from bench.compaction.steps import Graph
-from bench.compaction.tracing import fitting, plain_copy, sharing_copy
+from bench.compaction.tracing import fitting
 from bench.compaction.verify import Certificate, certify, reference_of
 from methods.base import SparsityPlan
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.compaction.copies import sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.operations import NORMS
 from bench.compaction.own_layers import Shift
 from bench.compaction.scaling import is_scale_free, norm_after, outlet
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import sharing_copy
 from bench.errors import nearest
 from methods.base import Site, SparsityPlan
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,32 +10,6 @@ from torch import Tensor, fx, nn
 
 from bench.compaction.own_layers import OWN
 from bench.errors import BadInput
-
-
-def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A deep copy on the CPU in eval mode, with floating-point tensors of this precision (default: as they are)."""
-
-    def convert(tensor: Tensor) -> Tensor:
-        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-        return tensor.to("cpu", wanted, copy=True)
-
-    return _copy_with(network, convert)
-
-
-def sharing_copy(network: nn.Module) -> nn.Module:
-    """The same, but tensors that are on the CPU are those of `network`: to trace, run and hang hooks on, not to
-    change."""
-    return _copy_with(network, lambda tensor: tensor.cpu())
-
-
-def _copy_with(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A deep copy whose tensors are what `convert` makes of each: on the way, since they are most of the work."""
-    memo: dict[int, Any] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
-        twin = convert(tensor.detach())
-        is_parameter = isinstance(tensor, nn.Parameter)
-        memo[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
-    return copy.deepcopy(network, memo).eval()
 
 
 def fitting(network: nn.Module, example: Tensor) -> Tensor:

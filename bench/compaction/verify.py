@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.compaction.copies import plain_copy, sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import find_activation, find_branch
 from bench.compaction.sites import check_plan, find_spaces
 from bench.compaction.steps import Graph
-from bench.compaction.tracing import plain_copy, sharing_copy
 from methods.base import Site, SparsityPlan
 
 FLOAT64_BOUND = 1e-9

@@ -138,8 +138,14 @@ def processes(device: str, asked: int | None) -> int:
 
 
 def threads_each(device: str, workers: int) -> int:
-    """Of each process. Results on a CPU are those of one thread: sums over several come out in another order."""
-    return max(1, _cores() // workers) if device.startswith("cuda") else 1
+    """Of each process. Results on a CPU are those of one thread, unless a workload asks for more: sums over several
+    come out in another order."""
+    return cores_each(workers) if device.startswith("cuda") else 1
+
+
+def cores_each(workers: int) -> int:
+    """For each of so many processes."""
+    return max(1, _cores() // workers)
 
 
 def _cores() -> int:

@@ -43,7 +43,7 @@ class Subject:
         """With initial weights, thinned where the method asks for it. example: on the device that trains."""
         torch.manual_seed(stream(cell.seed, "init"))
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
-        network = place(network, example.device)
+        network = place(network, example.device, cell.workload.cpu.memory_format)
         method, streams, round_to = create_method(cell), cell.workload.streams, cell.workload.round_to
         sites = offered_sites(all_sites(network, example), method, streams)
         shape = method.shape(sites, cell.strength) if cell.strength is not None else None
@@ -53,7 +53,8 @@ class Subject:
             kept=units_of({site: rounded_up(mask, round_to) for site, mask in shape.kept.items()}),
             layer_changes=tuple(LayerChange(kind=a.kind, layers=a.layers) for a in shape.layer_actions),
         )
-        thin = place(apply_architecture(network, thinned, example), example.device)
+        thin = apply_architecture(network, thinned, example)
+        thin = place(thin, example.device, cell.workload.cpu.memory_format)
         torch.manual_seed(stream(cell.seed, "init"))
         initialise(thin, network)
         return cls(thin, offered_sites(all_sites(thin, example), method, streams), method, thinned)

@@ -5,13 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench.cells import Cell
+
+
+@contextmanager
+def _threads_of(cell: Cell) -> Iterator[None]:
+    """Those that the workload asks for beyond what the process has."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, cell.workload.cpu.threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,8 @@ class CellTask:
         from bench.execute.cell import CellRun
 
         run = CellRun(self.cell, self.results, self.data_root, torch.device(self.device), report)
-        return run.run(self.retry_failed)
+        with _threads_of(self.cell):
+            return run.run(self.retry_failed)
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,8 @@ class PretrainTask:
         from bench.execute.cell import CellRun
 
         run = CellRun(self.cell, self.results, self.data_root, torch.device(self.device), report)
-        return run.run_pretraining()
+        with _threads_of(self.cell):
+            return run.run_pretraining()
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from bench.compaction.copies import sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.steps import Graph, Step
-from bench.compaction.tracing import sharing_copy
 
 _LINEAR = ("norm", "pool", "flatten", "move", "cat", "input", "parameter")
 """What a value passes without meeting an activation; a pooling counts as none, whatever it takes of its window."""

@@ -1,84 +1,99 @@
-"""What a training step takes on this CPU by memory format and threads: advice, never a setting.
+"""What a training step takes on this CPU by memory format and threads, and which of them is the fastest.
 
-The suite trains channels-last and with one thread a process on every CPU. Another format or thread count sums in
-another order, so that a network would end with other weights; chosen by the clock, the records of one id would differ
-from machine to machine, and with the load of a machine. So what is measured here is printed, and nothing follows it.
+Another format or thread count sums in another order, so that a network ends with other weights. The suite therefore
+trains channels-last and with one thread a process on every CPU; a choice that was measured (`bench run --tune`) is part
+of what the records are about, and of their ids.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from bench import networks
+from bench.device import MemoryFormat, place
 from bench.errors import BadInput
 
 SHAPES = ((3, 32, 32), (1, 28, 28), (1, 8, 8))
 CLASSES = 10
 ROUNDS = 5
+CLEARLY = 0.95
+"""What is left of a step's time where another choice than the usual one is worth it; less is noise."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Of one process, alone on the machine. layout: `channels-last` or `contiguous`."""
+    """Of one process, alone on the machine."""
 
-    layout: str
+    memory_format: MemoryFormat
     threads: int
     milliseconds: float
 
 
-def step_times(name: str, cores: int, batch: int = 128) -> list[StepTime]:
-    """Median time of a training step of the network `name`, in each format, with one thread and with `cores`; the
-    choices take turns. Raises BadInput where there is no such network, or none for images of SHAPES."""
-    shape = _shape(name)
-    inputs, targets = torch.randn(batch, *shape), torch.randint(0, CLASSES, (batch,))
+def step_times(
+    name: str, shape: tuple[int, int, int], classes: int, batch: int, threads: Sequence[int]
+) -> list[StepTime]:
+    """Median time of a training step of the network `name`, in each format with each number of threads, the usual
+    choice first; the choices take turns. Raises BadInput where there is no such network, or none for such images."""
+    formats: tuple[MemoryFormat, ...] = ("channels-last", "contiguous")
+    inputs, targets = torch.randn(batch, *shape), torch.randint(0, classes, (batch,))
     before = torch.get_num_threads()
-    choices = [
-        (layout, threads) for layout in ("channels-last", "contiguous") for threads in sorted({1, cores})
-    ]
-    seen: dict[tuple[str, int], list[float]] = {choice: [] for choice in choices}
+    choices = [(memory_format, count) for memory_format in formats for count in threads]
+    seen: dict[tuple[MemoryFormat, int], list[float]] = {choice: [] for choice in choices}
     trained = {}
-    for layout in ("channels-last", "contiguous"):
-        network = networks.build(name, shape, CLASSES)
-        if layout == "channels-last":
-            network = network.to(memory_format=torch.channels_last)
-        trained[layout] = network, torch.optim.SGD(network.parameters(), 1e-3, fused=True)
+    for memory_format in formats:
+        network = place(networks.build(name, shape, classes), torch.device("cpu"), memory_format)
+        trained[memory_format] = network, torch.optim.SGD(network.parameters(), 1e-3, fused=True)
     try:
         for number in range(ROUNDS + 1):
-            for layout, threads in choices:
-                torch.set_num_threads(threads)
-                network, optimizer = trained[layout]
+            for memory_format, count in choices:
+                torch.set_num_threads(count)
+                network, optimizer = trained[memory_format]
                 began = time.perf_counter()
                 optimizer.zero_grad()
                 functional.cross_entropy(network(inputs), targets).backward()
                 optimizer.step()
                 if number:  # the first round warms up
-                    seen[layout, threads].append(time.perf_counter() - began)
+                    seen[memory_format, count].append(time.perf_counter() - began)
     finally:
         torch.set_num_threads(before)
     return [StepTime(*choice, 1000 * statistics.median(times)) for choice, times in seen.items()]
 
 
-def advice(name: str, times: list[StepTime]) -> list[str]:
-    """Lines for a reader."""
+def fastest(times: Sequence[StepTime]) -> StepTime:
+    """The first one, which is the usual choice, unless another is clearly faster."""
+    best = min(times, key=lambda time: time.milliseconds)
+    return best if best.milliseconds < CLEARLY * times[0].milliseconds else times[0]
+
+
+def advice(name: str, cores: int) -> list[str]:
+    """What `step_times` gives for batches of 128, as lines for a reader. Raises BadInput as it does, and for a network
+    that takes none of SHAPES."""
+    times = step_times(name, _shape(name), CLASSES, 128, sorted({1, cores}))
     lines = [
-        f"{name}: a training step of 128 images takes {time.milliseconds:.1f} ms, {time.layout}, "
+        f"{name}: a training step of 128 images takes {time.milliseconds:.1f} ms, {time.memory_format}, "
         f"{time.threads} thread{'s' if time.threads > 1 else ''}"
         for time in times
     ]
+    return lines + in_ratios(name, times)
+
+
+def in_ratios(name: str, times: Sequence[StepTime]) -> list[str]:
+    """Of the usual choice to the others."""
     last, plain = (
-        next(time for time in times if (time.layout, time.threads) == (layout, 1))
-        for layout in ("channels-last", "contiguous")
+        next(time for time in times if (time.memory_format, time.threads) == (memory_format, 1))
+        for memory_format in ("channels-last", "contiguous")
     )
     ratio = plain.milliseconds / last.milliseconds
-    lines.append(f"{name}: the suite's channels-last is {ratio:.2f} times as fast as contiguous here")
+    lines = [f"{name}: the suite's channels-last is {ratio:.2f} times as fast as contiguous here"]
     cores = max(time.threads for time in times)
     if cores > 1:
-        wide = next(time for time in times if (time.layout, time.threads) == ("channels-last", cores))
+        wide = next(time for time in times if (time.memory_format, time.threads) == ("channels-last", cores))
         gain = last.milliseconds / wide.milliseconds
         lines.append(
             f"{name}: {cores} threads are {gain:.1f} times as fast as one; `--jobs {cores}` of one thread each, which "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 """Of the file format. A reader takes every version up to its own."""
@@ -38,6 +38,14 @@ class Start(Part):
     sha256: str
 
 
+class Cpu(Part):
+    """How a network is trained on a CPU, where that moves the last digits. threads: of each process. On a GPU neither
+    says anything."""
+
+    memory_format: Literal["channels-last", "contiguous"] = "channels-last"
+    threads: int = Field(default=1, ge=1)
+
+
 class Workload(Part):
     """What is trained, apart from the method. recipe: the resolved training settings, `epochs` among them. start: None
     for the network's own initialisation, or the weights that its name asks for. streams: whether methods may remove
@@ -51,10 +59,11 @@ class Workload(Part):
     start: Start | None = None
     streams: bool = False
     round_to: int = 1
+    cpu: Cpu = Cpu()
 
     def beside_recipe(self) -> dict[str, Any]:
-        """What of `start`, `streams` and `round_to` is not as usual, for ids and tables; where a file lies does not
-        matter."""
+        """What of `start`, `streams`, `round_to` and `cpu` is not as usual, for ids and tables; where a file lies does
+        not matter."""
         said: dict[str, Any] = {}
         if self.start is not None:
             said["start"] = self.start.sha256
@@ -62,7 +71,11 @@ class Workload(Part):
             said["streams"] = True
         if self.round_to != 1:
             said["round_to"] = self.round_to
-        return said
+        return said | self.unusual_cpu()
+
+    def unusual_cpu(self) -> dict[str, Any]:
+        """`cpu`, where it is not as usual."""
+        return {} if self.cpu == Cpu() else {"cpu": self.cpu.model_dump(mode="json")}
 
 
 class MethodSettings(Part):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction import Architecture, apply_architecture, find_sites
-from bench.device import place
+from bench.device import memory_format_of, place
 from methods.base import Method, Site
 
 Removed = dict[str, list[int]]
@@ -24,7 +24,8 @@ def take_away(
     The layers are other objects afterwards, and it may be of another class where calls of its code had to be replaced;
     hooks on the network itself stay. example: on the device that trains.
     """
-    thin = place(apply_architecture(network, Architecture(kept=units_of(kept)), example), example.device)
+    thin = apply_architecture(network, Architecture(kept=units_of(kept)), example)
+    thin = place(thin, example.device, memory_format_of(network))
     hooks = {name: value for name, value in vars(network).items() if "hooks" in name}
     network.__class__ = type(thin)
     network.__dict__ = {**vars(thin), **hooks}

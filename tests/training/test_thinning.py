@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
 from bench import networks
 from bench.compaction import find_sites
+from bench.device import MemoryFormat, memory_format_of, place
 from bench.offer import offered_sites
 from bench.training.thinning import take_away
 from methods.base import Method, Site, SparsityPlan, Traits
@@ -39,3 +41,12 @@ def test_a_method_gets_the_sites_that_it_was_offered() -> None:
     assert [site.name for site in left] == [site.name for site in sites]
     assert [site.size for site in left] == [5, *(site.size for site in sites[1:])]
     assert network(torch.rand(2, 3, 4, 4)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("memory_format", ["channels-last", "contiguous"])
+def test_the_weights_stay_in_their_format(memory_format: MemoryFormat) -> None:
+    network, example = networks.build("digits-cnn", (1, 8, 8), 4), torch.zeros(1, 1, 8, 8)
+    place(network, torch.device("cpu"), memory_format)
+    kept = {"conv1": torch.arange(16) < 5}
+    take_away(network, Removing(), find_sites(network, example), kept, example)
+    assert memory_format_of(network) == memory_format
