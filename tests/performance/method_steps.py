@@ -14,14 +14,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import methods
 from bench import networks
@@ -34,7 +34,9 @@ from bench.measure.spread import speedup
 from bench.offer import all_sites, offered_sites
 from bench.training.optimizers import Optimizers
 from bench.training.recipe import Recipe
-from methods.base import Batch, Phase, StepContext
+from bench.training.thinning import take_away
+from methods.base import Batch, Phase, Site, StepContext
+from methods.beta_bernoulli import BetaBernoulli
 
 SHAPE, CLASSES, BATCH, BATCHES = (1, 28, 28), 10, 128, 4
 STEPS_PER_EPOCH, EPOCHS, TRAIN_SIZE = 422, 100, 54_000
@@ -47,17 +49,20 @@ PENALTY, ARM, OTHER = 1.15, 1.6, 1.1
 
 @dataclass(frozen=True)
 class Arm:
-    """phase: in which the method works; the one it has, where there is only one."""
+    """phase: in which the method works; the one it has, where there is only one. gone: how much of every site the
+    posterior of beta-Bernoulli dropout has given up before, which the training then takes away."""
 
     method: str
     bound: float
     phase: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     network: str = "lenet5"
+    gone: float = 0.0
 
     def __str__(self) -> str:
         settings = " ".join(str(value) for value in self.config.values())
-        return f"{self.method} {settings}".strip()
+        without = f" without {self.gone:.0%} of the units" if self.gone else ""
+        return f"{self.method} {settings}".strip() + without
 
 
 ARMS = [
@@ -74,6 +79,7 @@ ARMS = [
     Arm("hard-concrete", PENALTY),
     Arm("beta-bernoulli", PENALTY, "sparsify"),
     Arm("dependent-beta-bernoulli", PENALTY, "dependent"),
+    Arm("dependent-beta-bernoulli", PENALTY, "dependent", gone=0.5),
     Arm("group-lasso", PENALTY, "sparsify"),
     Arm("network-slimming", PENALTY, "sparsify", network="digits-cnn"),
     Arm("heterogeneous-sensitivity", PENALTY, "sparsify"),
@@ -116,11 +122,11 @@ class Training:
         )
         sites = offered_sites(all_sites(network, example), self.method, streams=True)
         self.method.attach(network, sites, self.context)
-        self._go_to(arm.phase)
+        self._go_to(arm.phase, sites, arm.gone, example)
         self.optimizers = Optimizers(network, self.method.parameter_groups(), RECIPE, 1.0)
         self._batches, self._at = batches, 0
 
-    def _go_to(self, name: str) -> None:
+    def _go_to(self, name: str, sites: Sequence[Site], gone: float, example: Tensor) -> None:
         """Begin the phases up to the one of that name, and stand in its middle."""
         context, before = self.context, 0.0
         phases = self.method.phases(EPOCHS)
@@ -131,11 +137,21 @@ class Training:
             context.step = round(before * context.steps) + context.phase_step
             context.learning_rate = RECIPE.learning_rate
             context.learning_rates = (RECIPE.learning_rate,) * context.phase_steps
+            if gone and isinstance(self.method, BetaBernoulli) and phase.name == name:
+                self._give_up(gone)
+                take_away(self.network, self.method, sites, self.method.removable(), example)
             self.method.start_phase(phase)
             before += phase.fraction
             if phase.name == name or len(phases) == 1:
                 return
         raise ValueError(f"{self.method.name} has no phase {name!r}")
+
+    def _give_up(self, gone: float) -> None:
+        """A keep probability of next to nothing for the first units of every site."""
+        assert isinstance(self.method, BetaBernoulli)
+        with torch.no_grad():
+            for a_uc in self.method.by_site(self.method.posterior.a_uc).values():
+                a_uc[: round(gone * len(a_uc))] = -10.0
 
     def step(self) -> None:
         """As the training loop takes it, without the loading of the batch."""
@@ -194,7 +210,7 @@ def main() -> None:
         ratio = speedup(PairedSamples(dense=samples.compact, compact=samples.dense))
         verdict = "within" if ratio.value <= arm.bound else "ABOVE"
         print(
-            f"  {arm!s:<34} {arm.network:<11} {ratio.value:5.2f} ({ratio.low:.2f} … {ratio.high:.2f})  "
+            f"  {arm!s:<54} {arm.network:<11} {ratio.value:5.2f} ({ratio.low:.2f} … {ratio.high:.2f})  "
             f"bound {arm.bound:<4g}  {verdict}",
             flush=True,
         )
