@@ -37,6 +37,18 @@ strengths = [0.0, 0.8]
 config = { scope = "global", finetune = 0.0 }
 """
 
+BRANCHES = """
+title = "a point without most of its blocks"
+seeds = [0]
+[[workloads]]
+dataset = "digits"
+network = "resnet20"
+recipe = { epochs = 2, batch_size = 256, learning_rate = 4e-3 }
+[[methods]]
+name = "branch-magnitude"
+strengths = [0.99]
+"""
+
 
 def run(file: Path, results: Path) -> list[PointRecord]:
     torch.set_num_threads(1)
@@ -86,6 +98,21 @@ def test_controls_have_the_shape_of_their_point(
         assert control.certificate.passed
     random = controls["random at the ratios of magnitude at 0.8"]
     assert random.kept == points["magnitude 0.8"].kept
+
+
+def test_the_control_of_a_point_without_the_block_that_names_a_stream(tmp_path: Path) -> None:
+    (tmp_path / "points.toml").write_text(BRANCHES)
+    original = run(tmp_path / "points.toml", tmp_path / "results")[0]
+    assert "drop stages.2.0.bn2" in original.layer_actions
+    assert (
+        original.kept["stages.2.0.conv2"] == 0
+    )  # the first layer that writes the last stream, which is named by it
+    write_controls(tmp_path / "results", [original.id], tmp_path / "controls.toml")
+    control = run(tmp_path / "controls.toml", tmp_path / "controls")[0]
+    assert (control.kept, control.layer_actions) == (original.kept, original.layer_actions)
+    of_original = load_compact(compact(tmp_path / "results", original.id))
+    of_control = load_compact(compact(tmp_path / "controls", control.id))
+    assert shapes(of_control) == shapes(of_original)
 
 
 def test_the_same_compute(finished: tuple[Path, dict[str, PointRecord]]) -> None:
