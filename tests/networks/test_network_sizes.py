@@ -15,6 +15,7 @@ MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
     [
         ("mlp-300-100", MNIST, 266_610, 266_200),
         ("mlp-500-300", MNIST, 784 * 500 + 500 + 500 * 300 + 300 + 300 * 10 + 10, 545_000),
+        ("mlp-500-300-pixels", MNIST, 545_000 + 810 + 784 * 784, 545_000 + 784 * 784),
         ("lenet5", MNIST, 431_080, 2_293_000),
         ("mlp-deep", MNIST, 784 * 100 + 5 * 100 * 100 + 100 * 10 + 610, 129_400),
         (
@@ -52,7 +53,17 @@ def test_parameters_and_macs(
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "mlp-no-bias", "lenet5", "digits-cnn", "cnn-deep"]
+    "name",
+    [
+        "mlp-300-100",
+        "mlp-500-300",
+        "mlp-500-300-pixels",
+        "mlp-deep",
+        "mlp-no-bias",
+        "lenet5",
+        "digits-cnn",
+        "cnn-deep",
+    ],
 )
 @pytest.mark.parametrize("input_shape", [MNIST, CIFAR, (3, 17, 40)])
 @pytest.mark.parametrize("classes", [2, 100])
@@ -63,7 +74,17 @@ def test_any_images_and_classes(name: str, input_shape: tuple[int, int, int], cl
 
 
 @pytest.mark.parametrize(
-    "name", ["mlp-300-100", "mlp-500-300", "mlp-deep", "mlp-no-bias", "lenet5", "digits-cnn", "cnn-deep"]
+    "name",
+    [
+        "mlp-300-100",
+        "mlp-500-300",
+        "mlp-500-300-pixels",
+        "mlp-deep",
+        "mlp-no-bias",
+        "lenet5",
+        "digits-cnn",
+        "cnn-deep",
+    ],
 )
 def test_the_forward_can_be_traced_for_any_batch(name: str) -> None:
     network = networks.build(name, CIFAR, 10).eval()
