@@ -22,6 +22,7 @@ Deviations and decisions, with reasons:
   their order said nothing of what the loss was without a branch: at a short budget this is close to a random choice.
 - A branch that is dropped stays at zero while the rest is fine-tuned, by the parameters of its last layer: what is
   evaluated is what was trained. Its other layers get no gradient any more.
+- A scale or an activation behind the last layer (the layer scale of ConvNeXt) does not count.
 - Where a branch lies within another, each is ranked by itself.
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.branches import Branch, is_sum, only_reader, serving
+from bench.compaction.branches import Branch, is_sum, only_reader, serving, zero_of
 from bench.compaction.copies import sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.sites import layer_cost
@@ -21,9 +21,9 @@ def find_branches(network: nn.Module, example: Tensor) -> list[Site]:
 
     A residual branch is an operand of a sum of two that alone has parameters: the other goes on without it, as it is,
     or through what has none (an image of half the size, channels of zeros). Its last layer is a convolution, a linear
-    layer or a normalisation, so that the branch gives zero where the parameters of that layer are zero. Where both
-    operands have parameters, as with a projection in the shortcut, neither is offered: they are two ways through one
-    block, and what would be left is no identity.
+    layer or a normalisation, and what comes behind it keeps zero (an activation, a scale), so that the branch gives
+    zero where the parameters of that layer are zero. Where both operands have parameters, as with a projection in the
+    shortcut, neither is offered: they are two ways through one block, and what would be left is no identity.
 
     A branch may lie within another, and ends before it: `drop` actions are exact alone, and together in the order
     of the sites. example: a batch of inputs (N, C, H, W). The network is not changed. Raises BadInput where it cannot
@@ -83,8 +83,8 @@ def _parameters(graph: Graph, step: Step) -> list[nn.Parameter]:
 def _last_layer(graph: Graph, end: Step) -> str:
     """The layer that zeroes this operand where its parameters are zero; empty where there is none."""
     last = end
-    while last.operation.identity and len(last.inputs) == 1:
-        (last,) = last.inputs
+    while (source := zero_of(last)) is not None:
+        last = source
     is_affine = last.operation.kind in ("dense", "depthwise", "norm") and graph.step_of(last.layer) is last
     return last.layer if is_affine and isinstance(getattr(last.module, "weight", None), nn.Parameter) else ""
 

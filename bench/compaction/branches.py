@@ -39,6 +39,21 @@ def only_reader(graph: Graph, step: Step) -> Step | None:
     return readers[0] if len(readers) == 1 else None
 
 
+def zero_of(step: Step) -> Step | None:
+    """The one input that zero is to come from for `step` to be zero; None where there is no such."""
+    operation = step.operation
+    sources = [source for source in step.inputs if source.operation.kind != "parameter"]
+    if len(sources) != 1:
+        return None
+    scaled = operation.product and len(step.inputs) > 1  # by a parameter
+    if operation.kind in ("pool", "move", "flatten") or operation.identity or scaled:
+        return sources[0]
+    if operation.kind == "map" and operation.evaluate is not None and len(step.inputs) == 1:
+        zeros = torch.zeros(1, len(step.units), dtype=torch.float64)
+        return None if bool(operation.evaluate([zeros]).any()) else sources[0]
+    return None
+
+
 def branch_of(graph: Graph, layer: str) -> Branch | None:
     """The branch whose last layer this is: from there to the sum there is one way."""
     end = graph.step_of(layer)

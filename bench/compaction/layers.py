@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.branches import Branch, branch_of, is_sum, only_reader, serving, take_out
+from bench.compaction.branches import Branch, branch_of, is_sum, only_reader, serving, take_out, zero_of
 from bench.compaction.graph import build_graph
 from bench.compaction.operations import is_padded
 from bench.compaction.rewrite import add_bias
@@ -73,13 +73,13 @@ def find_activation(graph: Graph, layer: str) -> Step:
 
 
 def find_branch(graph: Graph, layers: Sequence[str]) -> Branch:
-    """The branch that is named by some of its layers, the last of which gives what goes into the sum (through
-    nothing but a dropout or its like)."""
+    """The branch that is named by some of its layers, the last of which gives what goes into the sum, through
+    nothing but what keeps zero (a dropout, an activation, a scale)."""
     if not layers:
         raise ValueError("a branch to drop needs a layer")
     end = last = max((_step(graph, layer) for layer in layers), key=graph.steps.index)
     into = only_reader(graph, end)
-    while into is not None and into.operation.identity:
+    while into is not None and zero_of(into) is end:
         end, into = into, only_reader(graph, into)
     if into is None or not is_sum(into):
         raise ValueError(f"the output of {last.layer!r} does not go into a sum alone: it ends no branch")

@@ -9,6 +9,8 @@ import pytest
 import torch
 from small_networks import Residual, check, images, parameters, plan_of, randomise
 from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 import methods
 from bench import networks
@@ -120,17 +122,30 @@ class Parallel(nn.Module):
         return self.pool(x) + self.halved(x)
 
 
+class Behind(nn.Module):
+    """What keeps zero behind the last layer: an activation; a scale by a parameter, and a pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1)
+        self.scale = nn.Parameter(torch.rand(6, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + functional.silu(self.norm(self.one(x)))
+        return x + functional.avg_pool2d(self.scale * self.two(x), 3, 1, 1)
+
+
 def stacked(*blocks: nn.Module) -> nn.Sequential:
     """The blocks between a stem and a classifier."""
     head = (nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
     return randomise(nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *blocks, *head)).eval()  # type: ignore[return-value]
 
 
-OWN = ["1.inner", "1.last", "2.one", "2.bn", "2.halved", "3.down"]
+OWN = ["1.inner", "1.last", "2.one", "2.bn", "2.halved", "3.down", "4.norm", "4.two"]
 
 
 def test_blocks_of_all_kinds() -> None:
-    network = stacked(Nested(), Parallel(), Gated())
+    network = stacked(Nested(), Parallel(), Gated(), Behind())
     sites = {site.name: site for site in find_branches(network, EXAMPLE)}
     assert list(sites) == OWN
     assert sites["1.last"].producers == ("1.first", "1.inner", "1.last")
@@ -138,13 +153,14 @@ def test_blocks_of_all_kinds() -> None:
     assert sites["2.halved"].macs_per_unit == 6 * 6 * 9 * 4 * 4
     assert sites["3.down"].producers == ("3.up", "3.squeeze", "3.down")
     assert sites["3.down"].parameters_per_unit == sum(p.numel() for p in network[3].parameters())
+    assert sites["4.two"].parameters_per_unit == 6 * 6 + 6 + 6
 
 
 @pytest.mark.parametrize(
     "names", [*([name] for name in OWN), OWN, OWN[::2], OWN[1::2]], ids=lambda names: " ".join(names)
 )
 def test_each_alone_and_all_together(names: list[str]) -> None:
-    network = stacked(Nested(), Parallel(), Gated())
+    network = stacked(Nested(), Parallel(), Gated(), Behind())
     result = check(network, dropping(names), EXAMPLE)
     assert result.certificate.difference_float64 <= 1e-9
     left = dict(result.network.named_modules())
@@ -156,7 +172,7 @@ def test_each_alone_and_all_together(names: list[str]) -> None:
 
 def test_a_branch_is_zero_where_the_parameters_of_its_last_layer_are() -> None:
     """What a method relies on that trains with a branch switched off."""
-    network = stacked(Nested(), Parallel(), Gated())
+    network = stacked(Nested(), Parallel(), Gated(), Behind())
     plan = dropping(OWN)
     with torch.no_grad():
         for site in find_branches(network, EXAMPLE):
@@ -196,7 +212,7 @@ class Odd(nn.Module):
             return x + self.one(self.one(x))
         if self.kind == "no parameters at its end":
             return x + self.affine(self.one(x))
-        return x + torch.relu(self.one(x))
+        return x + torch.sigmoid(self.one(x))
 
 
 @pytest.mark.parametrize(
@@ -210,11 +226,23 @@ class Odd(nn.Module):
         "is read by what is not known",
         "called twice",
         "no parameters at its end",
-        "ends in an activation",
+        "ends in what does not keep zero",
     ],
 )
 def test_what_is_no_branch(kind: str) -> None:
     assert find_branches(stacked(Odd(kind)), EXAMPLE[:1]) == []
+
+
+def test_blocks_with_a_layer_scale() -> None:
+    """ConvNeXt, small."""
+    blocks = [CNBlockConfig(6, 8, 2), CNBlockConfig(8, None, 1)]
+    network = randomise(ConvNeXt(blocks, num_classes=4)).eval()
+    example = images(1, 3, 16, 16)
+    sites = find_branches(network, example)
+    assert len(sites) == 3
+    result = check(network, dropping(site.name for site in sites[:2]), example)
+    lost = parameters(network) - parameters(result.network)
+    assert lost == sum(site.parameters_per_unit for site in sites[:2])
 
 
 class Sharing(nn.Module):
