@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.training.recipe import Recipe
 
@@ -63,6 +63,7 @@ class Optimizers:
         for part, state in zip(self.parts, states, strict=True):
             held = [{key: group.get(key) for key in ("lr", "capturable")} for group in part.param_groups]
             part.load_state_dict(state)
+            _lay_out_alike(part)
             for group, own in zip(part.param_groups, held, strict=True):
                 group.update({key: value for key, value in own.items() if key in group})
 
@@ -72,6 +73,15 @@ class Optimizers:
             for part in self.parts:
                 for group in part.param_groups:
                     group["lr"] = torch.tensor(float(group["lr"]), device=device)
+
+
+def _lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Fused kernels take parameters and averages element by element as they lie in memory: averages that come from a
+    file, where all is contiguous, would go to the wrong weights of a channels-last convolution."""
+    for parameter, averages in optimizer.state.items():
+        for name, value in averages.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                averages[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _decay_groups(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
