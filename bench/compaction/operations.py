@@ -5,7 +5,6 @@ Whatever is not named here is `opaque`: its channels are pinned, never removed.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -227,8 +226,11 @@ def _classify_module(
             return opaque(f"{name} with statistics of the batch")
         return Operation("norm", 1, (1,))
     if isinstance(module, nn.PReLU) and kind is nn.PReLU:
-        # Values are in double precision, whatever the network is in.
-        return Operation("map", 1, (1,), evaluate=_evaluator(node, copy.deepcopy(module).double()))
+        # With the slopes as they are when asked: a plan may mask them. Values are in double precision.
+        prelu = module
+        return Operation(
+            "map", 1, (1,), evaluate=_evaluator(node, lambda values: F.prelu(values, prelu.weight.double()))
+        )
     if isinstance(module, nn.AvgPool2d) and kind is nn.AvgPool2d:
         border = module.padding not in (0, (0, 0)) and module.count_include_pad
         return Operation("pool", 1, (1,), uniform=not border and module.divisor_override is None)

@@ -365,3 +365,19 @@ def test_masked_reference_is_the_network_where_nothing_is_off() -> None:
     reference = masked_reference(network, SparsityPlan(), EXAMPLE)
     assert reference is not network
     assert torch.equal(reference(EXAMPLE), network(EXAMPLE))
+
+
+def test_slopes_that_the_plan_masks() -> None:
+    """Units that give constants below zero, through a PReLU of which every other slope is masked."""
+    network = nn.Sequential(
+        nn.Conv2d(2, 6, 1), nn.PReLU(6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
+    )
+    network = randomise(network).eval()  # type: ignore[assignment]
+    with torch.no_grad():
+        network[0].bias.fill_(-1.0)
+    constant = torch.ones(6, 2, 1, 1, dtype=torch.bool)
+    constant[:4] = False
+    slopes = torch.arange(6) % 2 == 0
+    plan = SparsityPlan(weight_masks={"0.weight": constant, "1.weight": slopes})
+    result = check(network, plan, images(2, 2, 4, 4))
+    assert len(result.architecture.kept["0"]) == 2
