@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from bench.errors import BadInput
+from bench.records.schema import MemoryFormat
 
-MemoryFormat = Literal["channels-last", "contiguous"]
 _FORMATS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 

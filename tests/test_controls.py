@@ -104,9 +104,8 @@ def test_the_control_of_a_point_without_the_block_that_names_a_stream(tmp_path: 
     (tmp_path / "points.toml").write_text(BRANCHES)
     original = run(tmp_path / "points.toml", tmp_path / "results")[0]
     assert "drop stages.2.0.bn2" in original.layer_actions
-    assert (
-        original.kept["stages.2.0.conv2"] == 0
-    )  # the first layer that writes the last stream, which is named by it
+    # The first layer that writes the last stream, which is named by it.
+    assert original.kept["stages.2.0.conv2"] == 0
     write_controls(tmp_path / "results", [original.id], tmp_path / "controls.toml")
     control = run(tmp_path / "controls.toml", tmp_path / "controls")[0]
     assert (control.kept, control.layer_actions) == (original.kept, original.layer_actions)

@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional
 
 from bench import networks
-from bench.device import MemoryFormat, place
+from bench.device import place
 from bench.errors import BadInput
+from bench.records.schema import MemoryFormat
 
 SHAPES = ((3, 32, 32), (1, 28, 28), (1, 8, 8))
 CLASSES = 10

@@ -14,6 +14,7 @@ PROTOCOL_VERSION = 1
 
 Stage = Literal["train", "point", "measure"]
 Status = Literal["done", "failed"]
+MemoryFormat = Literal["channels-last", "contiguous"]
 
 
 class Part(BaseModel):
@@ -42,7 +43,7 @@ class Cpu(Part):
     """How a network is trained on a CPU, where that moves the last digits. threads: of each process. On a GPU neither
     says anything."""
 
-    memory_format: Literal["channels-last", "contiguous"] = "channels-last"
+    memory_format: MemoryFormat = "channels-last"
     threads: int = Field(default=1, ge=1)
 
 

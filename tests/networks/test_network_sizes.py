@@ -8,6 +8,16 @@ from bench import networks
 from bench.errors import BadInput
 
 MNIST, CIFAR, DIGITS = (1, 28, 28), (3, 32, 32), (1, 8, 8)
+SMALL = [
+    "mlp-300-100",
+    "mlp-500-300",
+    "mlp-500-300-pixels",
+    "mlp-deep",
+    "mlp-no-bias",
+    "lenet5",
+    "digits-cnn",
+    "cnn-deep",
+]
 
 
 @pytest.mark.parametrize(
@@ -52,19 +62,7 @@ def test_parameters_and_macs(
     assert counter.get_total_flops() == 2 * macs
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mlp-300-100",
-        "mlp-500-300",
-        "mlp-500-300-pixels",
-        "mlp-deep",
-        "mlp-no-bias",
-        "lenet5",
-        "digits-cnn",
-        "cnn-deep",
-    ],
-)
+@pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("input_shape", [MNIST, CIFAR, (3, 17, 40)])
 @pytest.mark.parametrize("classes", [2, 100])
 def test_any_images_and_classes(name: str, input_shape: tuple[int, int, int], classes: int) -> None:
@@ -73,19 +71,7 @@ def test_any_images_and_classes(name: str, input_shape: tuple[int, int, int], cl
     assert network(torch.rand(3, *input_shape)).shape == (3, classes)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mlp-300-100",
-        "mlp-500-300",
-        "mlp-500-300-pixels",
-        "mlp-deep",
-        "mlp-no-bias",
-        "lenet5",
-        "digits-cnn",
-        "cnn-deep",
-    ],
-)
+@pytest.mark.parametrize("name", SMALL)
 def test_the_forward_can_be_traced_for_any_batch(name: str) -> None:
     network = networks.build(name, CIFAR, 10).eval()
     traced = torch.fx.symbolic_trace(network)

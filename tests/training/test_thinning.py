@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bench import networks
 from bench.compaction import find_sites
-from bench.device import MemoryFormat, memory_format_of, place
+from bench.device import memory_format_of, place
 from bench.offer import offered_sites
+from bench.records.schema import MemoryFormat
 from bench.training.thinning import take_away
 from methods.base import Method, Site, SparsityPlan, Traits
 
