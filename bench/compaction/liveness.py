@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.compaction.steps import Graph, Step, heads
-from bench.compaction.weights import answer, folds, reads
+from bench.compaction.weights import answer, columns_of, folds, reads, rows_of
 
 LIVE = math.nan
 Values = dict[Step, Tensor]
@@ -69,8 +69,23 @@ def _value(graph: Graph, step: Step, inputs: list[Tensor]) -> Tensor:
     constants = torch.where(usable, given, 0.0)
     bias = torch.zeros_like(unknown) if module.bias is None else module.bias.double()
     used = reads(graph, step)
-    live = ~usable & used if kind == "depthwise" else (used & ~usable).any(1)
+    live = ~usable & used if kind == "depthwise" else rows_of(used, ~usable)
     return torch.where(live, LIVE, answer(step, constants) + bias)
+
+
+def held_constants(graph: Graph, known: Values, keep: Tensor) -> Tensor:
+    """(units,) bool: those of `keep`, the needed units, that stay only because they are constant and zero padding
+    surrounds what they feed."""
+    readers = [step for step in graph.steps if step.operation.kind == "dense" and not _folds(step)]
+    constants = (known[step.inputs[0]] for step in readers)
+    if not any(bool((constant.isfinite() & (constant != 0)).any()) for constant in constants):
+        return torch.zeros_like(keep)
+    return keep & ~needed_units(graph, known, fold_padded=True)
+
+
+def _folds(step: Step) -> bool:
+    assert step.module is not None
+    return folds(step.module)
 
 
 @torch.no_grad()
@@ -107,10 +122,9 @@ def needed_units(graph: Graph, known: Values, fold_padded: bool = False) -> Tens
         elif kind == "depthwise":
             needs[step.inputs[0]] |= need & reads(graph, step)
         elif kind == "dense":
-            assert step.module is not None
             source = step.inputs[0]
-            free = known[source].isfinite() if fold_padded or folds(step.module) else known[source] == 0
-            needs[source] |= reads(graph, step)[need].any(0) & ~free
+            free = known[source].isfinite() if fold_padded or _folds(step) else known[source] == 0
+            needs[source] |= columns_of(reads(graph, step), need) & ~free
         else:
             for source in step.inputs:
                 needs[source] |= need

@@ -13,7 +13,7 @@ from bench.compaction.branches import constant_branches, set_shift
 from bench.compaction.copies import plain_copy, sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import change_layers
-from bench.compaction.liveness import needed_units, values
+from bench.compaction.liveness import held_constants, needed_units, values
 from bench.compaction.rewrite import add_shifts, constant_shifts, cut
 from bench.compaction.runnable import keep_runnable, round_up
 from bench.compaction.sites import find_spaces, switch_off, without_site
@@ -74,7 +74,7 @@ def compact(
         spaces, known = find_spaces(graph), values(graph)
     keep = needed_units(graph, known)
     keep |= without_site(graph, spaces)
-    held = keep & ~needed_units(graph, known, fold_padded=True)
+    held = held_constants(graph, known, keep)
     collapsed = keep_runnable(graph, spaces, known, keep)
     round_up(graph, spaces, known, keep, multiple)
     shifts = constant_shifts(graph, keep, known)

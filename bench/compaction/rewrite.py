@@ -117,9 +117,15 @@ def _cut_bias(module: nn.Linear | nn.Conv2d, out: Tensor) -> None:
         _replace(module, "bias", module.bias[out])
 
 
+def _taken(weight: Tensor, out: Tensor, inputs: Tensor) -> Tensor:
+    """Rows and columns by mask. Several times as fast as by the masks themselves, and no view in any case."""
+    rows, columns = out.nonzero().flatten(), inputs.nonzero().flatten()
+    return weight.index_select(0, rows).index_select(1, columns)
+
+
 def _cut_linear(module: nn.Linear, inputs: Tensor, out: Tensor) -> None:
     if not (bool(inputs.all()) and bool(out.all())):
-        _replace(module, "weight", module.weight[out][:, inputs])
+        _replace(module, "weight", _taken(module.weight, out, inputs))
         _cut_bias(module, out)
     module.in_features, module.out_features = int(inputs.sum()), int(out.sum())
 
@@ -128,7 +134,7 @@ def _cut_convolution(step: Step, module: nn.Conv2d, inputs: Tensor, out: Tensor)
     if step.operation.kind == "depthwise":
         weight, groups = module.weight[out], int(out.sum())
     elif module.groups == 1:
-        weight, groups = module.weight[out][:, inputs], 1
+        weight, groups = _taken(module.weight, out, inputs), 1
     else:
         blocks = []
         sides = zip(
@@ -139,7 +145,7 @@ def _cut_convolution(step: Step, module: nn.Conv2d, inputs: Tensor, out: Tensor)
         )
         for block, columns, rows in sides:
             if bool(rows.any()):
-                blocks.append(block[rows][:, columns])
+                blocks.append(_taken(block, rows, columns))
         weight, groups = torch.cat(blocks), len(blocks)
     _replace(module, "weight", weight)
     _cut_bias(module, out)

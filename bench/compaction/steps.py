@@ -113,16 +113,15 @@ def pin_misfits(graph: Graph) -> None:
     changed = True
     while changed:
         before = int(graph.pinned.sum())
-        owner: dict[int, Step] = {}
-        for step in dense:
-            units = step.units.tolist()
-            others = {owner[unit] for unit in units if unit in owner}
-            misfit = len(set(units)) < len(units) or any(other.units.tolist() != units for other in others)
-            if misfit or bool(graph.pinned[step.units].any()):
+        owner = torch.full((len(graph.pinned),), -1)  # of each unit: the first step that makes it
+        for number, step in enumerate(dense):
+            owners, units = owner[step.units], step.units
+            others = [dense[other] for other in owners.unique().tolist() if other >= 0]
+            misfit = len(units.unique()) < len(units) or any(not units.equal(other.units) for other in others)
+            if misfit or bool(graph.pinned[units].any()):
                 for each in (step, *others):
                     graph.pinned[each.units] = True
-            for unit in units:
-                owner.setdefault(unit, step)
+            owner[units[owners < 0]] = number
         changed = int(graph.pinned.sum()) != before
 
 

@@ -43,6 +43,17 @@ def reads(graph: Graph, step: Step) -> Tensor:
     return graph.reads[step]
 
 
+def rows_of(used: Tensor, columns: Tensor) -> Tensor:
+    """(O,) bool: the rows of a bool matrix (O, I) that have a one in the columns of the mask. On bytes, which torch
+    takes many at a time; with bools it is the slowest part of a large network's analysis."""
+    return (used.view(torch.uint8) & columns.view(torch.uint8)).amax(1).bool()
+
+
+def columns_of(used: Tensor, rows: Tensor) -> Tensor:
+    """(I,) bool: the columns that have a one in the rows of the mask."""
+    return (used.view(torch.uint8) & rows.view(torch.uint8)[:, None]).amax(0).bool()
+
+
 def answer(step: Step, constants: Tensor) -> Tensor:
     """What a linear layer or convolution makes of inputs that are the same at every pixel, (I,), its bias aside: (O,)
     float64; (C,) of a depthwise one."""
