@@ -20,13 +20,16 @@ def groups(step: Step) -> int:
 
 def balance(graph: Graph, keep: Tensor) -> bool:
     """Keeps further units where a grouped convolution would be left with groups of different size, or attention with
-    heads; a group without any unit goes. Whether something changed."""
+    heads; a group without any unit goes, and where there is no group that makes anything, nothing is owed to what it
+    would read. Whether something changed."""
     before = int(keep.sum())
     grouped = [(step, groups(step)) for step in graph.steps if groups(step) > 1]
     settled = False
     while not settled:
         count = int(keep.sum())
         for step, number in grouped:
+            if not bool(keep[step.units].any()):
+                continue
             sides = [units.view(number, -1) for units in (step.inputs[0].units, step.units)]
             alive = keep[sides[0]].any(1) | keep[sides[1]].any(1)
             for side in sides:

@@ -59,6 +59,32 @@ def test_a_whole_operand_goes(gone: tuple[str, ...]) -> None:
     assert torch.equal(rebuilt.eval()(EXAMPLE), result.network(EXAMPLE))
 
 
+class Grouped(nn.Module):
+    """An operand that begins with a grouped convolution, of whose inputs one is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 2, 1)
+        self.grouped, self.last = nn.Conv2d(2, 4, 1, groups=2, bias=False), nn.Conv2d(4, 3, 1)
+        self.fc = nn.Linear(5, 3)
+        with torch.no_grad():
+            self.stem.weight[1], self.stem.bias[1] = 0.0, 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.stem(x))
+        second = self.last(torch.relu(self.grouped(first)))
+        return self.fc(torch.cat([second, first], 1).mean((2, 3)))
+
+
+def test_groups_that_nobody_reads_are_not_kept_for_their_inputs() -> None:
+    network = Grouped()
+    result = check(network, plan_of(last=off(3, 0, 1, 2)), EXAMPLE)
+    assert {name.partition(".")[0] for name in shapes(result.network)} == {"stem", "fc"}
+    assert result.architecture.kept == {"stem": [0], "grouped": [], "last": []}
+    assert result.certificate.removed_units == 1 + 4 + 3
+    assert result.collapsed == ()
+
+
 def test_where_nothing_is_left_a_unit_stays_and_is_told() -> None:
     network = randomise(Dense())
     plan = SparsityPlan(
