@@ -65,8 +65,9 @@ def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def relaxed_bernoulli(log_odds: Tensor, u: Tensor, tau: float) -> Tensor:
-    """σ((log_odds + logit u)/τ): near 1 with probability σ(log_odds), otherwise near 0."""
-    return torch.sigmoid((log_odds + torch.logit(u)) / tau)
+    """σ((log_odds + logit u)/τ): near 1 with probability σ(log_odds), otherwise near 0. Computed in place: u is used
+    up."""
+    return (log_odds + u.logit_()).div_(tau).sigmoid_()
 
 
 class BetaBernoulliConfig(Config):

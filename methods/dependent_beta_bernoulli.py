@@ -123,11 +123,6 @@ class Dependence(nn.Module):
         log_odds = torch.logit(self.noisy_phi(values), eps=CLIP)
         return relaxed_bernoulli(log_odds, uniform(log_odds.shape, self.generator), self.tau)
 
-    def kl(self) -> Tensor:
-        """Σ_k KL(N(η_k, κ_k²) ‖ N(0, ρ²)), a scalar."""
-        kappa, eta = functional.softplus(self.kappa_uc), self.eta
-        return (torch.log(RHO / kappa) + (kappa**2 + eta**2) / (2 * RHO**2) - 0.5).sum()
-
     @torch.no_grad()
     def folded(self, expected: Tensor, threshold: float) -> InputGate:
         """The gate in evaluation, for values that come multiplied by `expected`, (size,)."""
@@ -138,6 +133,12 @@ class Dependence(nn.Module):
         offset = self.eta - self.g * self.mean / deviation
         floor = torch.where(alive, threshold / scale, torch.inf)
         return InputGate(slope.to(self.g), offset.to(self.g), floor.to(self.g))
+
+
+def divergence(eta: Tensor, kappa_uc: Tensor) -> Tensor:
+    """Σ_k KL(N(η_k, κ_k²) ‖ N(0, ρ²)), a scalar; both (K,)."""
+    kappa = functional.softplus(kappa_uc)
+    return (torch.log(RHO / kappa) + (kappa**2 + eta**2) / (2 * RHO**2) - 0.5).sum()
 
 
 class DependentGate(Gate):
@@ -245,7 +246,8 @@ class DependentBetaBernoulli(BetaBernoulli):
     def penalty(self) -> Tensor | None:
         if not self.dependent:
             return super().penalty()
-        kl = torch.stack([dependence.kl() for dependence in self._dependences()]).sum()
+        gates = self._dependences()  # side by side: one divergence costs a third of one for each site
+        kl = divergence(torch.cat([gate.eta for gate in gates]), torch.cat([gate.kappa_uc for gate in gates]))
         return self.strength / self.context.train_size * kl
 
     def _dependences(self) -> list[Dependence]:

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from methods.base import Site
 from methods.unit_axis import unit_axis
 
-IMAGES = 16
-"""At a time, in the sums over a map's places."""
+PIECE = 2**18
+"""Values at a time, in the sums over a map's places: what stays in the cache."""
 
 
 class Gate(nn.Module):
@@ -145,8 +145,9 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             exact = multipliers.dtype  # of a map in bf16 the products are summed in the type of the gates
             if gradient.dim() > 2:
-                parts = zip(gradient.flatten(2).split(IMAGES), values.flatten(2).split(IMAGES), strict=True)
-                of_multipliers = torch.cat([torch.linalg.vecdot(g.to(exact), v.to(exact)) for g, v in parts])
+                images = max(1, PIECE // gradient[0].numel())
+                pieces = zip(gradient.flatten(2).split(images), values.flatten(2).split(images), strict=True)
+                of_multipliers = torch.cat([(g.to(exact) * v.to(exact)).sum(2) for g, v in pieces])
             else:
                 of_multipliers = (gradient * values).to(exact)
             of_multipliers = of_multipliers.sum_to_size(multipliers.shape)

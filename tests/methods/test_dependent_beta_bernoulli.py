@@ -23,6 +23,7 @@ from methods.dependent_beta_bernoulli import (
     Dependence,
     DependentBetaBernoulli,
     DependentBetaBernoulliConfig,
+    divergence,
 )
 
 Network = tuple[nn.Module, list[Site]]
@@ -73,11 +74,6 @@ def test_settings_are_checked() -> None:
 
 @pytest.mark.parametrize(("eta", "kappa"), [(1.0, 1.0), (0.0, RHO), (-2.0, 0.3), (4.0, 2.5)])
 def test_kl_of_beta_is_the_integral(eta: float, kappa: float) -> None:
-    dependence = Dependence(1, 0.1, torch.Generator()).double()
-    with torch.no_grad():
-        dependence.eta.fill_(eta)
-        dependence.kappa_uc.fill_(math.log(math.expm1(kappa)))
-
     def normal(x: float, mean: float, deviation: float) -> float:
         return -0.5 * ((x - mean) / deviation) ** 2 - math.log(deviation * math.sqrt(2 * math.pi))
 
@@ -86,7 +82,8 @@ def test_kl_of_beta_is_the_integral(eta: float, kappa: float) -> None:
         eta - 12 * kappa,
         eta + 12 * kappa,
     )[0]
-    assert dependence.kl().item() == pytest.approx(expected, abs=1e-8)
+    kappa_uc = torch.tensor([math.log(math.expm1(kappa))], dtype=torch.float64)
+    assert divergence(torch.full_like(kappa_uc, eta), kappa_uc).item() == pytest.approx(expected, abs=1e-8)
 
 
 def test_gates_open_with_probability_phi() -> None:
@@ -155,7 +152,9 @@ def test_posterior_is_frozen_and_gradients_are_finite(
             assert parameter.grad.isfinite().all()
     penalty = method.penalty()
     assert penalty is not None
-    total = sum(module.kl() for module in method.dependences if isinstance(module, Dependence))
+    parts = [part for part in method.dependences if isinstance(part, Dependence)]
+    assert len(parts) == len(sites)
+    total = sum(divergence(part.eta, part.kappa_uc) for part in parts)
     torch.testing.assert_close(penalty, total / method.context.train_size)
 
 
