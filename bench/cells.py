@@ -24,7 +24,8 @@ class Cell:
 
     points: strength → point id. For the estimate of time: steps, of the optimiser; step_macs, multiply-accumulates of
     one forward pass of a batch times the method's passes; point_macs, those of all passes that score and prove a point;
-    measure_seconds, of the latency of a point.
+    training_rate, multiply-accumulates a second in a plain step on this machine; measure_seconds, of the latency of a
+    point.
     """
 
     suite: str
@@ -39,6 +40,7 @@ class Cell:
     steps: int
     step_macs: float
     point_macs: float
+    training_rate: float
     measure_seconds: float
 
     @property

@@ -1,7 +1,8 @@
 """How long a plan takes, guessed before anything has run, in seconds of one core.
 
-Rough by design: the constants were taken on one core of a server CPU, and another machine differs by a factor of two.
-The display of a running suite corrects them by the pace it sees. No torch here.
+How fast a network trains is measured where the plan is made (`Cell.training_rate`), since server CPUs alone differ by a
+factor of two. What a method adds to a step beyond further passes is left out, as are the validations that some ask for:
+the display of a running suite corrects the estimate by the pace it sees. No torch here.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from collections.abc import Collection, Iterable
 from bench.cells import Cell
 
 STEP_SECONDS = 0.0006
+"""Of a training step, beside the two directions of the network: the batch, the optimiser, the loop."""
 TRAINING_RATE = 50e9
-"""Multiply-accumulates a second in a training step, whose two directions count as three forward passes."""
+"""Multiply-accumulates a second in a training step, whose two directions count as three forward passes, where it is not
+measured: on a GPU."""
 POINT_SECONDS = 0.1
 EVALUATION_RATE = 25e9
 """The same of a network that is only evaluated, on large batches."""
+EVALUATION_SHARE = EVALUATION_RATE / TRAINING_RATE
 
 
 def training_seconds(cell: Cell) -> float:
     """Of the whole training of a cell, a shared pretraining included."""
-    return cell.steps * (STEP_SECONDS + 3 * cell.step_macs / TRAINING_RATE)
+    return cell.steps * (STEP_SECONDS + 3 * cell.step_macs / cell.training_rate)
 
 
 def shared_share(cell: Cell) -> float:
@@ -32,7 +36,8 @@ def shared_share(cell: Cell) -> float:
 
 def own_seconds(cell: Cell) -> float:
     """Of a cell without what it shares: its own training, then the removal, proof and scores of its points."""
-    points = len(cell.points) * (POINT_SECONDS + cell.point_macs / EVALUATION_RATE)
+    scoring = cell.point_macs / (cell.training_rate * EVALUATION_SHARE)
+    points = len(cell.points) * (POINT_SECONDS + scoring)
     return training_seconds(cell) * (1 - shared_share(cell)) + points
 
 

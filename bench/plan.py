@@ -24,6 +24,7 @@ from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.macs import count_macs
 from bench.measure.presets import estimated_seconds, planned_id
+from bench.measure.training_speed import training_rate
 from bench.offer import all_sites, skip_reason
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import Cpu, MethodSettings, Start, Workload
@@ -91,7 +92,7 @@ def _add_cells(
 @dataclass(frozen=True)
 class _Subject:
     """A workload, opened: what the cells of all its methods have in common. where: what a complaint begins with.
-    scored: images that go through a network for each operating point."""
+    scored: images that go through a network for each operating point. training_rate: see `Cell`."""
 
     where: str
     entry: WorkloadEntry
@@ -101,6 +102,7 @@ class _Subject:
     train_size: int
     scored: int
     macs: int
+    training_rate: float
 
     @classmethod
     def open(cls, where: str, entry: WorkloadEntry, data_root: Path | None, device: torch.device) -> _Subject:
@@ -128,7 +130,8 @@ class _Subject:
         # Compact network and reference: the scores on both splits, and the same top-1 on test.
         scored = 2 * len(dataset.validation) + 4 * dataset.test_size
         macs = count_macs(network, example)
-        return cls(where, entry, workload, network, sites, len(dataset.train), scored, macs)
+        rate = training_rate(network, macs, dataset.input_shape, device)
+        return cls(where, entry, workload, network, sites, len(dataset.train), scored, macs, rate)
 
 
 def _start(entry: WorkloadEntry, network: torch.nn.Module) -> Start | None:
@@ -184,6 +187,7 @@ def _cells(plan: Plan, subject: _Subject, opened: Entry, strengths: list[float],
                 steps=steps,
                 step_macs=subject.macs * recipe.batch_size * traits.forward_passes,
                 point_macs=subject.macs * subject.scored,
+                training_rate=subject.training_rate,
                 measure_seconds=estimated_seconds(preset, subject.macs, device) if measured else 0.0,
             )
         )

@@ -150,6 +150,7 @@ def _cell(point: PointRecord, records: Records) -> Cell | None:
         steps=0,
         step_macs=0.0,
         point_macs=0.0,
+        training_rate=1.0,
         measure_seconds=0.0,
     )
 

@@ -1,5 +1,6 @@
 """What the estimate of time counts, by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,15 @@ def test_a_plan_counts_passes_points_latency_and_shared_training_once(tmp_path: 
     (dense,), (arm,) = of["dense"], of["l0-arm"]
     images = 2 * 216 + 4 * 359  # both splits by both networks, and the top-1 of both on test
     assert dense.point_macs == 50_200 * images
-    point = estimate.POINT_SECONDS + dense.point_macs / estimate.EVALUATION_RATE
+    point = estimate.POINT_SECONDS + dense.point_macs / (dense.training_rate * estimate.EVALUATION_SHARE)
     assert arm.pretraining is None
     assert estimate.own_seconds(arm) == pytest.approx(estimate.training_seconds(arm) + point)
     assert arm.step_macs > 1.3 * dense.step_macs, "a second forward pass in each step"
     assert estimate.training_seconds(arm) > estimate.training_seconds(dense)
+    faster = replace(dense, training_rate=2 * dense.training_rate)
+    fixed = dense.steps * estimate.STEP_SECONDS
+    twice = 2 * (estimate.training_seconds(faster) - fixed)
+    assert estimate.training_seconds(dense) - fixed == pytest.approx(twice)
 
     (random,) = of["random"]
     assert random.pretraining is not None

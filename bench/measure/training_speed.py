@@ -1,4 +1,4 @@
-"""What a training step takes on this CPU by memory format and threads, and which of them is the fastest.
+"""What a training step takes on this CPU: as an estimate, and by memory format and threads, and which is the fastest.
 
 Another format or thread count sums in another order, so that a network ends with other weights. The suite therefore
 trains channels-last and with one thread a process on every CPU; a choice that was measured (`bench run --tune`) is part
@@ -7,24 +7,56 @@ of what the records are about, and of their ids.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from bench import networks
 from bench.device import place
 from bench.errors import BadInput
+from bench.estimate import TRAINING_RATE
 from bench.records.schema import MemoryFormat
 
 SHAPES = ((3, 32, 32), (1, 28, 28), (1, 8, 8))
 CLASSES = 10
+ENOUGH = 10**9
+"""Multiply-accumulates of a forward pass that are enough to see how fast a network trains."""
 ROUNDS = 5
 CLEARLY = 0.95
 """What is left of a step's time where another choice than the usual one is worth it; less is noise."""
+
+
+def training_rate(network: nn.Module, macs: int, shape: Sequence[int], device: torch.device) -> float:
+    """Multiply-accumulates a second in training steps of `network` with one thread, the two directions counted as three
+    forward passes; on a GPU, where it is not measured, a guess. macs: of one image.
+
+    By the processor time of the better of two steps, on at most 128 images, of a large network as many as take a
+    fraction of a second. The network and torch's generator are left as they were. A network that cannot take a step is guessed at too: its
+    trainings will tell.
+    """
+    if device.type != "cpu":
+        return TRAINING_RATE
+    images = max(2, min(128, ENOUGH // macs))
+    twin, before, times = place(copy.deepcopy(network), device).train(), torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            inputs, targets = torch.randn(images, *shape), torch.zeros(images, dtype=torch.int64)
+            for _ in range(3):
+                began = time.process_time()
+                functional.cross_entropy(twin(inputs), targets).backward()
+                times.append(time.process_time() - began)
+    except Exception:
+        return TRAINING_RATE
+    finally:
+        torch.set_num_threads(before)
+    return 3 * macs * images / min(times[1:])
 
 
 @dataclass(frozen=True)

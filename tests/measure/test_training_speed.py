@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bench.errors import BadInput
-from bench.measure.training_speed import StepTime, advice, fastest, in_ratios, step_times
+from bench.estimate import TRAINING_RATE
+from bench.measure.training_speed import StepTime, advice, fastest, in_ratios, step_times, training_rate
 
 USUAL = StepTime("channels-last", 1, 10.0)
 
@@ -18,6 +22,29 @@ def test_every_choice_is_timed_and_threads_are_put_back() -> None:
     choices = [(time.memory_format, time.threads) for time in found]
     assert choices == [(format, threads) for format in ("channels-last", "contiguous") for threads in (1, 2)]
     assert all(time.milliseconds > 0 for time in found)
+
+
+def test_the_rate_of_a_network_is_that_of_its_steps() -> None:
+    """Of the same network by another count of multiply-accumulates it is in proportion; nothing is changed by it."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(), nn.Linear(144, 3)
+    )
+    before, draws, threads = deepcopy(network.state_dict()), torch.get_rng_state(), torch.get_num_threads()
+    cpu = torch.device("cpu")
+    rates = [training_rate(network, macs, (1, 8, 8), cpu) for macs in (1_000, 1_000_000)]
+    assert 0 < rates[0] < rates[1] / 100
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_network_that_takes_no_step_is_guessed_at() -> None:
+    class Refuses(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("not in training")
+
+    assert training_rate(Refuses(), 1_000, (1, 8, 8), torch.device("cpu")) == TRAINING_RATE
 
 
 def test_said_in_ratios() -> None:
