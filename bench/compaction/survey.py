@@ -27,9 +27,6 @@ CLASSES = 10
 SIDES = (32, 64, 75, 128, 224, 299, 384, 512, 518)
 """Of images, in the order they are tried in: the smallest that a model takes is enough."""
 
-LARGEST = 150_000_000
-"""Parameters: the full network, its masked twin and copies in float64 are in memory at once, some 6 GB for these."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -79,9 +76,6 @@ def half_off(sites: list[Site], seed: int = 0) -> SparsityPlan:
 
 def survey(name: str) -> Row:
     """One model of torchvision, by name."""
-    size = _published_size(name)
-    if size > LARGEST:
-        return Row(name, before=size, reason="not run: too large")
     network = randomise(_model(name)).eval()
     size = _parameters(network)
     try:

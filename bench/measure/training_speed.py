@@ -37,8 +37,8 @@ def training_rate(network: nn.Module, macs: int, shape: Sequence[int], device: t
     forward passes; on a GPU, where it is not measured, a guess. macs: of one image.
 
     By the processor time of the better of two steps, on at most 128 images, of a large network as many as take a
-    fraction of a second. The network and torch's generator are left as they were. A network that cannot take a step is guessed at too: its
-    trainings will tell.
+    fraction of a second. The network and torch's generator are left as they were. A network that cannot take a step is
+    guessed at too: its trainings will tell.
     """
     if device.type != "cpu":
         return TRAINING_RATE
