@@ -246,7 +246,7 @@ class DependentBetaBernoulli(BetaBernoulli):
     def penalty(self) -> Tensor | None:
         if not self.dependent:
             return super().penalty()
-        gates = self._dependences()  # side by side: one divergence costs a third of one for each site
+        gates = self._dependences()  # side by side: one divergence costs half of one for each site
         kl = divergence(torch.cat([gate.eta for gate in gates]), torch.cat([gate.kappa_uc for gate in gates]))
         return self.strength / self.context.train_size * kl
 

@@ -52,11 +52,11 @@ def training_rate(network: nn.Module, macs: int, shape: Sequence[int], device: t
                 began = time.process_time()
                 functional.cross_entropy(twin(inputs), targets).backward()
                 times.append(time.process_time() - began)
+        return 3 * macs * images / min(times[1:])
     except Exception:
         return TRAINING_RATE
     finally:
         torch.set_num_threads(before)
-    return 3 * macs * images / min(times[1:])
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ def test_half_of_a_model(name: str, sites: int, pinned: tuple[str, ...]) -> None
 
 def test_table() -> None:
     good = Row("one", 32, 3, 1, 64, 30, 2_000_000, 500_000, 1e-15, ("a.b: LayerNorm", "c: LayerNorm"))
-    bad = Row("two", before=3_000_000, reason="not run: too large")
+    bad = Row("two", before=3_000_000, reason="no image of 32 pixels does")
     lines = list(table([good, bad]))
     assert lines[2] == "| one | 32 | 3 (1) | 32 | 30 | 2.00 → 0.50 M (−75 %) | 1.0e-15 | LayerNorm |"
-    assert lines[3] == "| two | | | | | 3.00 M | | not run: too large |"
+    assert lines[3] == "| two | | | | | 3.00 M | | no image of 32 pixels does |"
     assert len({line.count("|") for line in lines}) == 1
     assert math.isnan(bad.difference)
