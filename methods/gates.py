@@ -76,12 +76,15 @@ class _AtEnd:
 
     A gate that all images share goes into the weight and the bias of the end, as `fold` does for good, for the time of
     the call: the same outputs and gradients for far less work than on feature maps. A gate per image, or an end without
-    a weight, or a gate that wants to see the units, multiplies what the outlet of the end hands out.
+    a weight, or a gate that wants to see the units, multiplies what the outlet of the end hands out; and so does any
+    gate of a fully connected layer that has more inputs than rows to work on, where the outputs are the smaller.
     """
 
     def __init__(self, gate: Gate, end: nn.Module, first: bool) -> None:
         self.gate, self.end, self.first = gate, end, first
         self.sees = type(gate).see is not Gate.see
+        self.folded = False
+        """Whether the gate is in the weight, in the present call."""
 
     def register(self, outlet: nn.Module) -> list[Any]:
         return [
@@ -91,13 +94,16 @@ class _AtEnd:
             outlet.register_forward_hook(self.multiply),
         ]
 
-    def _shared(self) -> bool:
-        weighted = isinstance(self.end._parameters.get("weight"), Tensor)
-        return self.gate.value.dim() == 1 and not self.sees and weighted
+    def _folds(self, inputs: Tensor) -> bool:
+        if self.sees or self.gate.value.dim() > 1 or not isinstance(self.end._parameters.get("weight"), Tensor):
+            return False
+        features = inputs.shape[-1]
+        return not isinstance(self.end, nn.Linear) or inputs.numel() // features >= features
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Attributes of the instance hide the parameters of the same name until `clear`."""
-        if self._shared():
+        self.folded = self._folds(inputs[0])
+        if self.folded:
             value = self.gate.value
             for name in ("weight", "bias"):
                 parameter = module._parameters.get(name)
@@ -109,9 +115,11 @@ class _AtEnd:
             self.gate.see(output.movedim(unit_axis(module), 1))
 
     def multiply(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        if self._shared():
+        if self.folded:
             return output
         value = self.gate.value
+        if output.dim() == 2 and output.dtype == value.dtype:
+            return output * value
         axis = unit_axis(module)
         product: Tensor = _Product.apply(output.movedim(axis, 1), value if value.dim() == 2 else value[None])
         return product.movedim(1, axis)

@@ -49,8 +49,8 @@ class HardConcreteGate(L0Gate):
     def draw(self, training: bool, batch: int) -> Tensor:
         if training:
             u = torch.rand(self.size, generator=self._generator, device=self.location.device)
-            u = u * (1 - 2 * EPSILON) + EPSILON
-            s = torch.sigmoid((torch.logit(u) + self.location) / BETA)
+            u.mul_(1 - 2 * EPSILON).add_(EPSILON)
+            s = torch.sigmoid((u.logit_() + self.location) / BETA)
         else:
             s = torch.sigmoid(self.location)
         return (s * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
