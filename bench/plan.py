@@ -172,7 +172,7 @@ def _cells(plan: Plan, subject: _Subject, opened: Entry, strengths: list[float],
         points = tuple((value, point_id(train, value)) for value in served)
         if measured:
             plan.measures.update({point: planned_id(point, device, preset) for _, point in points})
-        steps = -(-subject.train_size // recipe.batch_size) * recipe.epochs
+        steps = recipe.steps_per_epoch(subject.train_size) * recipe.epochs
         cells.append(
             Cell(
                 suite=plan.suite.name,

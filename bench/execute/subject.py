@@ -129,7 +129,7 @@ def resting_context(
     recipe: Recipe, device: torch.device, strength: float | None, dataset: Dataset
 ) -> StepContext:
     """For a method that only plans: nothing is trained any more."""
-    per_epoch = -(-len(dataset.train.labels) // recipe.batch_size)
+    per_epoch = recipe.steps_per_epoch(len(dataset.train.labels))
     return StepContext(
         strength=strength,
         steps=per_epoch * recipe.epochs,

@@ -70,7 +70,7 @@ class Loop:
         self.seed, self.device, self.parts, self.on_epoch = seed, device, parts, on_epoch
         self.checkpoints = Checkpoints(checkpoint, checkpoint_seconds)
         self.normalise = Normalise.of(data, device)
-        self.steps_per_epoch = math.ceil(len(data.train.labels) / recipe.batch_size)
+        self.steps_per_epoch = recipe.steps_per_epoch(len(data.train.labels))
         self.progress, self._position = Progress(), Position()
         self.sites, self.removed = list(sites), Removed()
         self._example = torch.zeros(1, *data.input_shape, device=device)
@@ -183,8 +183,9 @@ class Loop:
         )
 
     def _run_epoch(self, number: int, optimizers: Optimizers, step: Step) -> float:
-        """What is left of a pass over the training images; the mean task loss of the whole pass."""
+        """What is left of an epoch; the mean task loss of the whole of it."""
         context, position = self.context, self._position
+        images = self.recipe.epoch_images(context.train_size)
         streams = EpochStreams(self.seed, number, context.generator, self.device)
         if not self.progress.data_order:
             self.progress.data_order = _order_hash(streams.order, context.train_size)
@@ -200,6 +201,7 @@ class Loop:
             self.normalise,
             self._augment(streams.augmentation),
             position.step,
+            images,
         ):
             optimizers.set_rate(
                 learning_rate_factor(
@@ -217,7 +219,7 @@ class Loop:
                 position.loss_sum, position.streams = total, streams.state()
                 self._save(optimizers)
         self.progress.steps += self.steps_per_epoch
-        mean = float(total) / context.train_size
+        mean = float(total) / images
         if not math.isfinite(mean):
             raise CellFailed("diverged", f"the training loss of epoch {number + 1} is {mean}")
         return mean

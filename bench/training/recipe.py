@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
@@ -13,6 +14,7 @@ LATER = (
     "augmentation",
     "precision",
     "accumulate_on_out_of_memory",
+    "epoch_fraction",
 )
 """Settings that came after the first records were published. At their defaults they are left out where a recipe is
 written down, so that the ids, the groups of a table and the shared pretraining of such a recipe stay what they were."""
@@ -21,7 +23,9 @@ written down, so that the ids, the groups of a table and the shared pretraining 
 class Recipe(BaseModel):
     """The same for every method of a workload.
 
-    epochs: the whole budget: pretraining, sparsifying and fine-tuning together. schedule: of the learning rate, within
+    epochs: the whole budget: pretraining, sparsifying and fine-tuning together. epoch_fraction: how much of the train
+    split an epoch goes through, drawn anew for each; a short budget of several such epochs still has the ends of epochs
+    at which methods look at the validation split and change phase. schedule: of the learning rate, within
     each phase: `cosine` to `learning_rate_floor` times the base rate, `step` (times `step_factor` at each of `step_at`,
     fractions of the phase), or `constant`. warmup_epochs: linear, at the start of each phase. weight_decay: as the
     optimiser of torch takes it; decay_norm_and_bias: whether it acts on biases and on the scales and shifts of
@@ -54,6 +58,15 @@ class Recipe(BaseModel):
     augmentation: Literal["default", "crop-and-flip", "resized-crop", "none"] = "default"
     precision: Literal["float32", "bf16"] = "float32"
     accumulate_on_out_of_memory: bool = False
+    epoch_fraction: float = Field(default=1.0, gt=0, le=1)
+
+    def epoch_images(self, train_size: int) -> int:
+        """How many of `train_size` images an epoch goes through; at least one."""
+        return max(1, round(self.epoch_fraction * train_size))
+
+    def steps_per_epoch(self, train_size: int) -> int:
+        """Batches of an epoch, the last of which may be smaller."""
+        return math.ceil(self.epoch_images(train_size) / self.batch_size)
 
     @model_serializer(mode="wrap")
     def _leave_out_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
