@@ -95,7 +95,11 @@ class _AtEnd:
         ]
 
     def _folds(self, inputs: Tensor) -> bool:
-        if self.sees or self.gate.value.dim() > 1 or not isinstance(self.end._parameters.get("weight"), Tensor):
+        if (
+            self.sees
+            or self.gate.value.dim() > 1
+            or not isinstance(self.end._parameters.get("weight"), Tensor)
+        ):
             return False
         features = inputs.shape[-1]
         return not isinstance(self.end, nn.Linear) or inputs.numel() // features >= features

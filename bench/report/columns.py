@@ -165,7 +165,7 @@ COLUMNS: tuple[Column, ...] = (
         "epochs",
         "The whole training budget in epochs (pretraining, sparsifying, fine-tuning), the same for all "
         "methods.",
-        lambda row: number(row["budget"], "d"),
+        lambda row: number(row["budget"], "g"),
     ),
     Column(
         "failures",

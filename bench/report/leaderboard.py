@@ -36,7 +36,7 @@ def leaderboard(frame: pandas.DataFrame) -> pandas.DataFrame:
     ]
     rows.sort(key=lambda row: (row["dataset"], row["network"], row["method"] != "dense", row["label"]))
     speedups = [f"speedup_b{batch}" for batch in batches(frame.columns)]
-    types = {name: "Int64" for name in ("seeds", "failed", "delta_pairs", "budget", "protocol_version")}
+    types = {name: "Int64" for name in ("seeds", "failed", "delta_pairs", "protocol_version")}
     board = pandas.DataFrame(rows, columns=[*_NAMES, *speedups, "latency_device", *_DYNAMIC])
     return board.astype(types)
 
@@ -112,7 +112,7 @@ def _row(
         **means,
         "units": by_site(done["units"]),
         "activity": by_site(done["activity"]),
-        "budget": json.loads(first["recipe"]).get("epochs"),
+        "budget": _budget(json.loads(first["recipe"])),
         "protocol_version": first["protocol_version"],
         "latency_device": next(iter(done["latency_device"].dropna().astype("object")), None),
     }
@@ -134,6 +134,14 @@ def _dense_accuracy(frame: pandas.DataFrame) -> dict[tuple[Any, ...], dict[int, 
         seeds = found.setdefault(tuple(row[name] for name in WORKLOAD), {})
         seeds.setdefault(int(row["seed"]), float(row["test_accuracy"]))
     return found
+
+
+def _budget(recipe: dict[str, Any]) -> float | None:
+    """In passes over the train split, whole ones as an integer: epochs may be parts of a pass."""
+    if "epochs" not in recipe:
+        return None
+    passes = recipe["epochs"] * recipe.get("epoch_fraction", 1)
+    return int(passes) if passes == int(passes) else float(passes)
 
 
 def _mean(column: pandas.Series) -> float:

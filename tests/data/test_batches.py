@@ -50,6 +50,18 @@ def test_every_image_once_with_its_own_label(batch_size: int) -> None:
     assert seen != list(range(100))
 
 
+def test_an_epoch_of_a_part_is_the_beginning_of_a_whole_one() -> None:
+    def labels(seed: int, images: int | None) -> list[int]:
+        generator = torch.Generator().manual_seed(seed)
+        batches = list(shuffled(numbered(100), 8, generator, SAME, images=images))
+        return [label for batch in batches for label in batch.targets.tolist()]
+
+    part = labels(0, 30)
+    assert len(set(part)) == 30
+    assert part == labels(0, None)[:30]
+    assert set(part) != set(labels(1, 30))
+
+
 def test_all_batches_but_the_last_are_full() -> None:
     sizes = [len(batch.targets) for batch in shuffled(numbered(100), 32, torch.Generator(), SAME)]
     assert sizes == [32, 32, 32, 4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from bench.training.optimizers import Optimizers
 from bench.training.phases import plan_phases
 from bench.training.recipe import LATER, Recipe
 from bench.training.schedule import learning_rate_factor
+from methods.base import Batch, Evaluation, Request, Site, StepContext
 from methods.dense import Dense
 
 
@@ -128,3 +130,43 @@ def test_bf16_where_the_method_allows_it(allowed: bool, monkeypatch: pytest.Monk
     assert loop.progress.notes == ([] if allowed else ["trained in float32: dense does not run in bf16"])
     assert not loop.network._forward_hooks
     assert not loop.network._forward_pre_hooks
+
+
+class Counting(Dense):
+    """Keeps what it is shown."""
+
+    def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
+        super().attach(network, sites, context)
+        self.seen: list[int] = []
+        self.ends: list[tuple[int, int]] = []
+
+    def training_step(self, batch: Batch) -> Tensor:
+        self.seen.append(len(batch.targets))
+        return super().training_step(batch)
+
+    def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
+        self.ends.append((self.context.phase_step, len(self.seen)))
+        return None
+
+
+def test_epochs_of_a_part_of_the_images() -> None:
+    """As many ends of epochs, as much fewer images; the schedule runs its whole course and the loss is a mean."""
+    digits = data.load("digits")
+    whole = len(digits.train)
+    recipe = Recipe(epochs=3, epoch_fraction=0.3, batch_size=64, optimizer="sgd", learning_rate=0.1)
+    images = round(0.3 * whole)
+    steps = math.ceil(images / 64)
+    method, network = Counting(), networks.build("mlp-300-100", digits.input_shape, 10)
+    loop = Loop(network, method, [], digits, recipe, 0, torch.device("cpu"))
+    assert loop.context.train_size == whole
+    progress = loop.run(plan_phases(method.phases(3), 3))
+    assert method.seen == 3 * ([64] * (steps - 1) + [images - 64 * (steps - 1)])
+    assert method.ends == [(steps, steps), (2 * steps, 2 * steps), (3 * steps, 3 * steps)]
+    assert loop.context.steps == progress.steps == len(loop.context.learning_rates) == 3 * steps
+    assert [0.1 < entry["train_loss"] < 3 for entry in progress.history] == [True] * 3
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, math.nan])
+def test_an_epoch_is_a_part_of_the_train_split(fraction: float) -> None:
+    with pytest.raises(ValueError, match="epoch_fraction"):
+        Recipe(epochs=3, epoch_fraction=fraction)
