@@ -95,14 +95,9 @@ class _AtEnd:
         ]
 
     def _folds(self, inputs: Tensor) -> bool:
-        if (
-            self.sees
-            or self.gate.value.dim() > 1
-            or not isinstance(self.end._parameters.get("weight"), Tensor)
-        ):
-            return False
-        features = inputs.shape[-1]
-        return not isinstance(self.end, nn.Linear) or inputs.numel() // features >= features
+        weighted = isinstance(self.end._parameters.get("weight"), Tensor)
+        wide = isinstance(self.end, nn.Linear) and inputs.shape[:-1].numel() < inputs.shape[-1]
+        return self.gate.value.dim() == 1 and not self.sees and weighted and not wide
 
     def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Attributes of the instance hide the parameters of the same name until `clear`."""

@@ -49,9 +49,9 @@ def shuffled(
     start: int = 0,
     images: int | None = None,
 ) -> Iterator[Batch]:
-    """One epoch: every image once, in an order drawn from `generator` (a CPU one, so that the order is the
-    same on every device) when the first batch is asked for; the last batch may be smaller. start: batches to
-    leave out at the beginning, of an epoch that was broken off. images: how many an epoch has; all where not given."""
+    """One epoch: every image once, or the first `images` of them, in an order drawn from `generator` (a CPU one, so
+    that the order is the same on every device) when the first batch is asked for; the last batch may be smaller. start:
+    batches to leave out at the beginning, of an epoch that was broken off."""
     order = torch.randperm(len(split), generator=generator)[:images].to(split.labels.device)
     for inputs, labels in split.batches(order.split(batch_size)[start:]):
         yield Batch(normalise(inputs if augment is None else augment(inputs)), labels)

@@ -163,8 +163,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "budget",
         "epochs",
-        "The whole training budget in epochs (pretraining, sparsifying, fine-tuning), the same for all "
-        "methods.",
+        "The whole training budget in passes over the train split (pretraining, sparsifying, fine-tuning), the same "
+        "for all methods.",
         lambda row: number(row["budget"], "g"),
     ),
     Column(

@@ -137,11 +137,11 @@ def _dense_accuracy(frame: pandas.DataFrame) -> dict[tuple[Any, ...], dict[int, 
 
 
 def _budget(recipe: dict[str, Any]) -> float | None:
-    """In passes over the train split, whole ones as an integer: epochs may be parts of a pass."""
+    """In passes over the train split: an integer but where epochs are parts of one. None for a recipe without."""
     if "epochs" not in recipe:
         return None
-    passes = recipe["epochs"] * recipe.get("epoch_fraction", 1)
-    return int(passes) if passes == int(passes) else float(passes)
+    passes: float = recipe["epochs"] * recipe.get("epoch_fraction", 1)
+    return int(passes) if passes == int(passes) else passes
 
 
 def _mean(column: pandas.Series) -> float:

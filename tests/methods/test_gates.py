@@ -11,6 +11,9 @@ from methods.gates import Gate, Placement
 
 Network = tuple[nn.Module, list[Site]]
 
+FOLDED = 64
+"""Images from which on the gates of the mlp, of 64 inputs, go into its weights."""
+
 
 class Fixed(Gate):
     """The same learned values in every pass; per_image: as one row for each image."""
@@ -23,11 +26,11 @@ class Fixed(Gate):
         return self.scale.expand(batch, -1) if self.per_image else self.scale * 1.0
 
 
-@pytest.mark.parametrize("kind", ["mlp", "convnet"])
-def test_shared_and_per_image_gates_agree(kind: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("kind", "images"), [("mlp", 6), ("mlp", FOLDED), ("convnet", 6)])
+def test_shared_and_per_image_gates_agree(kind: str, images: int, request: pytest.FixtureRequest) -> None:
     network, sites = request.getfixturevalue(kind)
     network.double().train()
-    inputs = torch.randn(6, 64).double() if kind == "mlp" else torch.randn(6, 1, 8, 8).double()
+    inputs = torch.randn(images, 64).double() if kind == "mlp" else torch.randn(images, 1, 8, 8).double()
     values = {s.name: torch.rand(s.size, dtype=torch.float64).round(decimals=1) for s in sites}
     found = []
     for per_image in (False, True):
@@ -48,11 +51,14 @@ def test_parameters_are_in_view_again_after_a_call_also_after_a_failed_one(mlp: 
     network, sites = mlp
     names = [name for name, _ in network.named_parameters()]
     placement = Placement(network, sites, {s.name: Fixed(torch.zeros(s.size), False) for s in sites})
-    network(torch.ones(2, 64))
+    first, hidden = network.get_submodule("0"), []
+    first.register_forward_pre_hook(lambda module, inputs: hidden.append("weight" in vars(module)))
+    network(torch.ones(FOLDED, 64))
     with pytest.raises(RuntimeError):
-        network(torch.ones(2, 63))
+        network(torch.ones(FOLDED, 63))
+    network(torch.ones(FOLDED - 1, 64))
+    assert hidden == [True, True, False]
     placement.remove()
-    first = network.get_submodule("0")
     assert first.weight is network.get_parameter("0.weight")
     assert "weight" not in vars(first)
     assert "bias" not in vars(first)

@@ -59,7 +59,7 @@ def bare_loop(
         optimizer = torch.optim.SGD(network.parameters(), recipe.learning_rate, recipe.momentum, fused=True)
     else:
         optimizer = torch.optim.Adam(network.parameters(), recipe.learning_rate, fused=True)
-    steps = -(-len(dataset.train) // recipe.batch_size) * recipe.epochs
+    steps = recipe.steps_per_epoch(len(dataset.train)) * recipe.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     loss_function = nn.CrossEntropyLoss()
     mean, std = (value.reshape(1, -1, 1, 1) for value in (dataset.mean, dataset.std))
