@@ -29,6 +29,7 @@ Deviations, with reasons:
   Adam 1e-3, ½·1e-4‖θ‖², 200 epochs for each stage, ×0.1 at 50 % and 80 %. The stages share one budget (`pretrain`).
 - Dropout layers of the network, if any, stay through both stages; the PyTorch code takes them away with the
   pretraining, the TensorFlow code in part.
+- u_nk has 16 bits and so stays 2⁻¹⁷ from 0 and 1, where the code has 10⁻⁶ (`logistic`).
 - Sampling in log space, and ψ(b) + 1/b as ψ(b + 1): the same values without underflow.
 - Strength 0: there is no prior that could want a unit gone, so no threshold is applied and every unit stays; what is
   left is noise whose rates are fitted to the data alone.
@@ -36,6 +37,7 @@ Deviations, with reasons:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,10 +66,19 @@ def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return draws.clamp_(UNIFORM_EDGE, 1 - UNIFORM_EDGE)
 
 
-def relaxed_bernoulli(log_odds: Tensor, u: Tensor, tau: float) -> Tensor:
-    """σ((log_odds + logit u)/τ): near 1 with probability σ(log_odds), otherwise near 0. Computed in place: u is used
-    up."""
-    return (log_odds + u.logit_()).div_(tau).sigmoid_()
+def logistic(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draws of logit u, u uniform on the odd multiples of 2⁻¹⁷: of 16 bits, so that one number of the generator, which
+    costs more than all that is done with it, is enough for four."""
+    count = math.prod(shape)
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+    numbers.random_(-(2**63), None, generator=generator)
+    bits = numbers.view(torch.int16)[:count].view(*shape)
+    return bits.float().mul_(2**-16).add_(0.5 + 2**-17).logit_()
+
+
+def relaxed_bernoulli(log_odds: Tensor, noise: Tensor, tau: float) -> Tensor:
+    """σ((log_odds + noise)/τ), with `logistic` noise: near 1 with probability σ(log_odds), otherwise near 0."""
+    return (log_odds + noise).div_(tau).sigmoid_()
 
 
 class BetaBernoulliConfig(Config):
@@ -98,7 +109,7 @@ class Posterior(nn.Module):
         """z of `batch` images, (batch, K)."""
         size = len(self.a_uc)
         log_odds = kumaraswamy.sample_log_odds(*self.shapes(), uniform((size,), self.generator))
-        return relaxed_bernoulli(log_odds, uniform((batch, size), self.generator), self.tau)
+        return relaxed_bernoulli(log_odds, logistic((batch, size), self.generator), self.tau)
 
     def shapes(self) -> tuple[Tensor, Tensor]:
         """a and b, each (K,)."""

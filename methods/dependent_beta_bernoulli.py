@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,8 +49,8 @@ from methods.beta_bernoulli import (
     BetaBernoulli,
     BetaBernoulliConfig,
     PosteriorGate,
+    logistic,
     relaxed_bernoulli,
-    uniform,
 )
 from methods.finetuning import plain_training
 from methods.gates import Gate
@@ -82,57 +82,81 @@ class DependentBetaBernoulliConfig(BetaBernoulliConfig):
 
 
 class Dependence(nn.Module):
-    """q(z^dep | x) of the units of one site."""
+    """q(z^dep | x) of the units of all sites, side by side: of the small operations that the posterior and the noise
+    take, one for all sites instead of one for each. K: the number of units."""
 
     mean: Tensor
     variance: Tensor
 
-    def __init__(self, size: int, tau: float, generator: torch.Generator) -> None:
+    def __init__(self, sizes: Sequence[int], tau: float, generator: torch.Generator) -> None:
+        """sizes: of the sites, in their order."""
         super().__init__()
-        self.tau, self.generator = tau, generator
+        self.sizes, self.tau, self.generator = tuple(sizes), tau, generator
 
         def full(value: float) -> Tensor:
-            return torch.full((size,), value, device=generator.device)
+            return torch.full((sum(sizes),), value, device=generator.device)
 
         self.g, self.eta = nn.Parameter(full(1.0)), nn.Parameter(full(ETA))
         self.kappa_uc = nn.Parameter(full(KAPPA_UC))
         self.register_buffer("mean", full(0.0))
         self.register_buffer("variance", full(1.0))
 
-    def phi(self, values: Tensor) -> Tensor:
-        """φ of `values` (N, size, …) in evaluation, (N, size)."""
-        s = self._statistic(values)
-        shifted = functional.batch_norm(
-            s, self.mean, self.variance, self.g, self.eta, training=False, eps=EPSILON
+    def parts(self, values: Tensor) -> tuple[Tensor, ...]:
+        """(…, K) → by site, (…, size) each."""
+        return values.split(self.sizes, dim=-1)
+
+    def noise(self, batch: int) -> Noise:
+        """Of one pass of `batch` images in training."""
+        size = len(self.eta)
+        epsilon = torch.randn(size, generator=self.generator, device=self.generator.device)
+        beta = self.eta + functional.softplus(self.kappa_uc) * epsilon
+        return Noise(
+            self.parts(self.g), self.parts(beta), self.parts(logistic((batch, size), self.generator))
         )
-        return shifted.clamp(0.0, 1.0)
 
-    def noisy_phi(self, values: Tensor) -> Tensor:
+    def phi(self, at: int, values: Tensor) -> Tensor:
+        """φ of the `values` (N, size, …) of one site, the `at`-th, in evaluation, (N, size)."""
+        g, eta = (self.parts(each)[at] for each in (self.g, self.eta))
+        return self._shifted(at, values, g, eta, training=False).clamp(0.0, 1.0)
+
+    def noisy_phi(self, at: int, values: Tensor, noise: Noise) -> Tensor:
         """φ in training before its clip, with the noise of β, (N, size)."""
-        noise = torch.randn(self.eta.shape, generator=self.generator, device=self.generator.device)
-        beta = self.eta + functional.softplus(self.kappa_uc) * noise
-        s = self._statistic(values)
-        return functional.batch_norm(s, self.mean, self.variance, self.g, beta, True, MOMENTUM, EPSILON)
+        return self._shifted(at, values, noise.g[at], noise.beta[at], training=True)
 
-    def _statistic(self, values: Tensor) -> Tensor:
-        s = values.detach()
-        return s.flatten(2).mean(2) if s.dim() > 2 else s
-
-    def draw(self, values: Tensor) -> Tensor:
+    def draw(self, at: int, values: Tensor, noise: Noise) -> Tensor:
         """z^dep, (N, size)."""
-        log_odds = torch.logit(self.noisy_phi(values), eps=CLIP)
-        return relaxed_bernoulli(log_odds, uniform(log_odds.shape, self.generator), self.tau)
+        log_odds = torch.logit(self.noisy_phi(at, values, noise), eps=CLIP)
+        return relaxed_bernoulli(log_odds, noise.z[at], self.tau)
+
+    def _shifted(self, at: int, values: Tensor, g: Tensor, beta: Tensor, training: bool) -> Tensor:
+        """g ŝ + β; in training the running statistics move on, in place."""
+        running = (self.parts(self.mean)[at], self.parts(self.variance)[at])
+        s = values.detach()
+        s = s.flatten(2).mean(2) if s.dim() > 2 else s
+        return functional.batch_norm(s, *running, g, beta, training, MOMENTUM, EPSILON)
 
     @torch.no_grad()
-    def folded(self, expected: Tensor, threshold: float) -> InputGate:
-        """The gate in evaluation, for values that come multiplied by `expected`, (size,)."""
-        expected, deviation = expected.double(), (self.variance.double() + EPSILON).sqrt()
+    def folded(self, at: int, expected: Tensor, threshold: float) -> InputGate:
+        """The gate of one site in evaluation, for values that come multiplied by `expected`, (size,)."""
+        g, eta, mean, variance = (
+            self.parts(each)[at] for each in (self.g, self.eta, self.mean, self.variance)
+        )
+        expected, deviation = expected.double(), (variance.double() + EPSILON).sqrt()
         alive = expected > 0
         scale = torch.where(alive, expected, 1.0)
-        slope = self.g / (deviation * scale)
-        offset = self.eta - self.g * self.mean / deviation
+        slope, offset = g / (deviation * scale), eta - g * mean / deviation
         floor = torch.where(alive, threshold / scale, torch.inf)
-        return InputGate(slope.to(self.g), offset.to(self.g), floor.to(self.g))
+        return InputGate(slope.to(g), offset.to(g), floor.to(g))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What one pass in training draws for all its images and sites: g and β, (size,) by site, and `logistic` noise,
+    (N, size) by site."""
+
+    g: tuple[Tensor, ...]
+    beta: tuple[Tensor, ...]
+    z: tuple[Tensor, ...]
 
 
 def divergence(eta: Tensor, kappa_uc: Tensor) -> Tensor:
@@ -142,24 +166,36 @@ def divergence(eta: Tensor, kappa_uc: Tensor) -> Tensor:
 
 
 class DependentGate(Gate):
-    """z^BB ⊙ z^dep of one site. active: in evaluation, the sum of active units over images, and the images."""
+    """z^BB ⊙ z^dep of one site. The gates of a network are drawn in their order, and the first draws the noise of all.
 
-    def __init__(self, static: PosteriorGate, dependence: Dependence, threshold: float) -> None:
+    active: in evaluation, the sum of active units over images, and the images."""
+
+    noise: Noise | None
+
+    def __init__(
+        self, static: PosteriorGate, dependence: Dependence, threshold: float, first: DependentGate | None
+    ) -> None:
+        """first: the gate of the first site, None if this is it."""
         super().__init__(static.size)
         self.static, self.dependence, self.threshold = static, dependence, threshold
         self.active: list[tuple[Tensor, int]] = []
-        self._training = False
+        self._first = (first,)  # in a tuple: it is not a part of this module
 
     def draw(self, training: bool, batch: int) -> Tensor:
         """z^BB; `see` completes it."""
-        self._training = training
+        first = self._first[0]
+        if first is not None:
+            self.noise = first.noise
+        else:
+            self.noise = self.dependence.noise(batch) if training else None
         return self.static.draw(training, batch)
 
     def see(self, values: Tensor) -> None:
-        if self._training:
-            self.value = self.value * self.dependence.draw(values)
+        at = self.static.at
+        if self.noise is not None:
+            self.value = self.value * self.dependence.draw(at, values, self.noise)
             return
-        z = self.value * self.dependence.phi(values)
+        z = self.value * self.dependence.phi(at, values)
         on = z > self.threshold
         self.value = z * on
         self.active.append((on.sum(), len(on)))
@@ -173,7 +209,7 @@ class DependentBetaBernoulli(BetaBernoulli):
     Config = DependentBetaBernoulliConfig
     capturable = False
 
-    dependences: nn.ModuleList
+    dependence: Dependence
     activity: dict[str, float]
     """Site → mean number of active units, on the validation split after the last epoch."""
 
@@ -196,12 +232,12 @@ class DependentBetaBernoulli(BetaBernoulli):
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)
-        self.dependences = self._fresh(sites)
+        self.dependence = self._fresh(sites)
         self.dependent, self.activity = False, {}
 
-    def _fresh(self, sites: Sequence[Site]) -> nn.ModuleList:
-        tau, generator = self.config.temperature, self.context.generator
-        return nn.ModuleList(Dependence(site.size, tau, generator) for site in sites)
+    def _fresh(self, sites: Sequence[Site]) -> Dependence:
+        sizes = [site.size for site in sites]
+        return Dependence(sizes, self.config.temperature, self.context.generator)
 
     def removable(self) -> Mapping[str, Tensor]:
         """A site that has lost all its units is left to the plan, which tells of it."""
@@ -213,7 +249,7 @@ class DependentBetaBernoulli(BetaBernoulli):
 
     def transfer(self, sites: Sequence[Site], kept: Mapping[str, Tensor]) -> None:
         super().transfer(sites, kept)
-        self.dependences = self._fresh(sites)
+        self.dependence = self._fresh(sites)
 
     def start_phase(self, phase: Phase) -> None:
         super().start_phase(phase)
@@ -232,26 +268,23 @@ class DependentBetaBernoulli(BetaBernoulli):
         if not self.dependent:
             return gates
         over: dict[str, Gate] = {}
-        for (name, static), dependence in zip(gates.items(), self.dependences, strict=True):
+        first: DependentGate | None = None
+        for name, static in gates.items():
             assert isinstance(static, PosteriorGate)
-            assert isinstance(dependence, Dependence)
-            over[name] = DependentGate(static, dependence, self.threshold)
+            over[name] = gate = DependentGate(static, self.dependence, self.threshold, first)
+            first = first or gate
         return over
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         if self.dependent:
-            return [self._gate_group(list(self.dependences.parameters()))]
+            return [self._gate_group(list(self.dependence.parameters()))]
         return super().parameter_groups()
 
     def penalty(self) -> Tensor | None:
         if not self.dependent:
             return super().penalty()
-        gates = self._dependences()  # side by side: one divergence costs half of one for each site
-        kl = divergence(torch.cat([gate.eta for gate in gates]), torch.cat([gate.kappa_uc for gate in gates]))
+        kl = divergence(self.dependence.eta, self.dependence.kappa_uc)
         return self.strength / self.context.train_size * kl
-
-    def _dependences(self) -> list[Dependence]:
-        return [module for module in self.dependences if isinstance(module, Dependence)]
 
     def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
         if self.dependent and self.context.phase_step == self.context.phase_steps:
@@ -270,12 +303,12 @@ class DependentBetaBernoulli(BetaBernoulli):
 
     def state_dict(self) -> dict[str, Tensor | float | int | str]:
         state = super().state_dict() | {"dependent": int(self.dependent)}
-        state |= {f"dependences/{name}": value for name, value in self.dependences.state_dict().items()}
+        state |= {f"dependence/{name}": value for name, value in self.dependence.state_dict().items()}
         return state | {f"activity/{site}": mean for site, mean in self.activity.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.dependences.load_state_dict(_under("dependences/", state))
+        self.dependence.load_state_dict(_under("dependence/", state))
         self.activity = _under("activity/", state)
         if state["dependent"] and not self.dependent:
             self._begin_dependence()
@@ -284,8 +317,8 @@ class DependentBetaBernoulli(BetaBernoulli):
         self._input_gates: dict[str, InputGate] = {}
         if self.dependent:
             expected = self.by_site(self.posterior.fixed())
-            for site, dependence in zip(self.sites, self._dependences(), strict=True):
-                self._input_gates[site.name] = dependence.folded(expected[site.name], self.threshold)
+            for at, site in enumerate(self.sites):
+                self._input_gates[site.name] = self.dependence.folded(at, expected[site.name], self.threshold)
         super().detach()
 
     def input_gates(self) -> Mapping[str, InputGate]:

@@ -12,13 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from methods.base import Site
 from methods.unit_axis import unit_axis
-
-PIECE = 2**18
-"""Values at a time, in the sums over a map's places: what stays in the cache."""
 
 
 class Gate(nn.Module):
@@ -116,53 +112,15 @@ class _AtEnd:
     def multiply(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.folded:
             return output
-        value = self.gate.value
-        if output.dim() == 2 and output.dtype == value.dtype:
-            return output * value
-        axis = unit_axis(module)
-        product: Tensor = _Product.apply(output.movedim(axis, 1), value if value.dim() == 2 else value[None])
-        return product.movedim(1, axis)
+        value = self.gate.value.to(output.dtype)
+        places = [1] * (output.dim() - 2)
+        units = (self.gate.size, *places) if unit_axis(module) == 1 else (*places, self.gate.size)
+        return output * value.reshape(-1, *units)
 
     def clear(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor | None) -> None:
         """Also where the call has failed."""
         module.__dict__.pop("weight", None)
         module.__dict__.pop("bias", None)
-
-
-class _Product(torch.autograd.Function):
-    """values (N, size, …) times multipliers (N, size) or (1, size).
-
-    Autograd's own product would write out values × gradient, as large as the map, before it sums it over the places:
-    a third of what a gate costs on the first convolution of LeNet-5. Here that is done a few images at a time, within
-    the cache.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, multipliers: Tensor) -> Tensor:
-        ctx.save_for_backward(values if ctx.needs_input_grad[1] else None, multipliers)
-        return values * _over_places(multipliers.to(values.dtype), values)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        values, multipliers = ctx.saved_tensors
-        of_values = of_multipliers = None
-        if ctx.needs_input_grad[0]:
-            of_values = gradient * _over_places(multipliers.to(gradient.dtype), gradient)
-        if ctx.needs_input_grad[1]:
-            exact = multipliers.dtype  # of a map in bf16 the products are summed in the type of the gates
-            if gradient.dim() > 2:
-                images = max(1, PIECE // gradient[0].numel())
-                pieces = zip(gradient.flatten(2).split(images), values.flatten(2).split(images), strict=True)
-                of_multipliers = torch.cat([(g.to(exact) * v.to(exact)).sum(2) for g, v in pieces])
-            else:
-                of_multipliers = (gradient * values).to(exact)
-            of_multipliers = of_multipliers.sum_to_size(multipliers.shape)
-        return of_values, of_multipliers
-
-
-def _over_places(multipliers: Tensor, values: Tensor) -> Tensor:
-    return multipliers.reshape(*multipliers.shape, *[1] * (values.dim() - 2))
 
 
 def unfoldable(network: nn.Module, sites: Sequence[Site]) -> str | None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy import integrate, special
-from torch import Tensor, nn
+from scipy import integrate, special, stats
+from torch import nn
 
 import methods
 from methods import kumaraswamy
 from methods.base import Batch, Site, StepContext
-from methods.beta_bernoulli import BetaBernoulli, BetaBernoulliConfig, Posterior, relaxed_bernoulli, uniform
+from methods.beta_bernoulli import BetaBernoulli, BetaBernoulliConfig, Posterior, logistic, relaxed_bernoulli
 
 Network = tuple[nn.Module, list[Site]]
 
@@ -52,13 +52,24 @@ def test_settings_are_checked() -> None:
             BetaBernoulliConfig(**bad)
 
 
+def test_noise_is_logistic_and_independent() -> None:
+    """Its distribution function in every lane of the 64 bits, and no lane tells of the next."""
+    noise = logistic((25_000, 4), torch.Generator().manual_seed(5)).double()
+    for lane in noise.T:
+        assert stats.kstest(lane.numpy(), "logistic").pvalue > 1e-3
+    assert noise.abs().max() <= math.log(2**17 - 1) + 1e-3
+    correlations = torch.corrcoef(noise.T) - torch.eye(4)
+    assert correlations.abs().max() < 4.5 / math.sqrt(len(noise))
+    assert logistic((3, 5), torch.Generator()).shape == (3, 5)
+
+
 @pytest.mark.parametrize("log_odds", [-4.0, -0.5, 0.0, 1.5])
 @pytest.mark.parametrize("tau", [0.1, 0.7])
 def test_mean_of_the_relaxed_bernoulli(log_odds: float, tau: float) -> None:
     """Simulation against the integral over logit u = t, which is logistic; and P(z > ½) = π exactly."""
     n = 400_000
-    u = uniform((n,), torch.Generator().manual_seed(1))
-    z = relaxed_bernoulli(torch.tensor(log_odds), u, tau).double()
+    noise = logistic((n,), torch.Generator().manual_seed(1))
+    z = relaxed_bernoulli(torch.tensor(log_odds), noise, tau).double()
     expected = integrate.quad(
         lambda t: special.expit((log_odds + t) / tau) * special.expit(t) * special.expit(-t),
         -40,
@@ -261,17 +272,3 @@ def test_refuses_a_normalisation_that_no_gate_folds_into() -> None:
         site = Site("0", 3, "inner", ("0",), ("1",), ("1",), ("2",), 1.0, 1.0)
         reason = method.supports(network, [site])
         assert reason is None if affine else "scale and shift" in str(reason)
-
-
-def test_gradient_of_a_shared_multiplier_sums_over_images() -> None:
-    """Gates with one value for the minibatch go through the same product."""
-    from methods.gates import _Product
-
-    values = torch.randn(19, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-    for leading in (1, 19):
-        z = torch.rand(leading, 3, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(_Product.apply, (values, z))
-    flat: Tensor = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        _Product.apply, (flat, torch.rand(1, 3, dtype=torch.float64, requires_grad=True))
-    )

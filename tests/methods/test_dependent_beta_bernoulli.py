@@ -47,14 +47,17 @@ def attached(
         kind = "mlp" if isinstance(network[0][0], nn.Linear) else "convnet"  # type: ignore[index]
         take_away(network[0], method, network[1], kept, inputs_of(kind, 1))
     method.start_phase(last)
-    for module in method.dependences:
-        assert isinstance(module, Dependence)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            module.mean.copy_(torch.randn(module.mean.shape, generator=generator))
-            module.variance.copy_(0.1 + torch.rand(module.mean.shape, generator=generator))
-            module.eta.copy_(torch.linspace(-1, 1.5, len(module.eta)))
-            module.g.copy_(torch.linspace(0.2, 2, len(module.g)))
+    dependence, generator = method.dependence, torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for size, mean, variance, eta, g in zip(
+            dependence.sizes,
+            *map(dependence.parts, (dependence.mean, dependence.variance, dependence.eta, dependence.g)),
+            strict=True,
+        ):
+            mean.copy_(torch.randn(size, generator=generator))
+            variance.copy_(0.1 + torch.rand(size, generator=generator))
+            eta.copy_(torch.linspace(-1, 1.5, size))
+            g.copy_(torch.linspace(0.2, 2, size))
     return method
 
 
@@ -88,49 +91,60 @@ def test_kl_of_beta_is_the_integral(eta: float, kappa: float) -> None:
 
 def test_gates_open_with_probability_phi() -> None:
     """Without the noise of β and with saturated statistics apart: P(z > ½) = φ of each image."""
-    dependence = Dependence(3, 0.1, torch.Generator().manual_seed(0))
+    dependence = Dependence([2, 3], 0.1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         dependence.kappa_uc.fill_(-30.0)
-        dependence.eta.copy_(torch.tensor([0.3, 0.5, 0.9]))
+        dependence.eta.copy_(torch.tensor([9.0, 9.0, 0.3, 0.5, 0.9]))
         dependence.g.fill_(0.2)
     values = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     # The minibatch normalises by its own statistics, so that φ is known here.
     normalised = (values - values.mean(0)) / (values.var(0, correction=0) + 1e-5).sqrt()
-    phi = (0.2 * normalised + dependence.eta).clamp(CLIP, 1 - CLIP).detach()
+    phi = (0.2 * normalised + dependence.eta[2:]).clamp(CLIP, 1 - CLIP).detach()
     rounds = 4000
-    on = torch.stack([(dependence.draw(values).detach() > 0.5).float() for _ in range(rounds)]).mean(0)
+    drawn = [dependence.draw(1, values, dependence.noise(8)).detach() for _ in range(rounds)]
+    on = (torch.stack(drawn) > 0.5).float().mean(0)
     assert ((on - phi).abs() < 4.5 * (phi * (1 - phi) / rounds).sqrt() + 1e-4).all()
 
 
 def test_noise_of_beta_is_shared_by_the_minibatch() -> None:
-    dependence = Dependence(4, 0.1, torch.Generator().manual_seed(0))
+    dependence = Dependence([4], 0.1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         dependence.eta.fill_(0.5)
         dependence.g.zero_()
-    phi = dependence.noisy_phi(torch.randn(6, 4))
+    phi = dependence.noisy_phi(0, torch.randn(6, 4), dependence.noise(6))
     assert torch.equal(phi, phi[:1].expand(6, 4))
-    assert not torch.equal(phi, dependence.noisy_phi(torch.randn(6, 4)))
-    assert torch.equal(dependence.phi(torch.randn(6, 4)), torch.full((6, 4), 0.5))
+    assert not torch.equal(phi, dependence.noisy_phi(0, torch.randn(6, 4), dependence.noise(6)))
+    assert torch.equal(dependence.phi(0, torch.randn(6, 4)), torch.full((6, 4), 0.5))
+
+
+def test_running_statistics_of_a_site_move_with_its_own_units_alone() -> None:
+    dependence = Dependence([2, 3], 0.1, torch.Generator().manual_seed(0))
+    values = 3 + 2 * torch.randn(64, 3, generator=torch.Generator().manual_seed(1))
+    dependence.draw(1, values, dependence.noise(64))
+    expected = torch.cat([torch.zeros(2), 0.1 * values.mean(0)])
+    torch.testing.assert_close(dependence.mean, expected)
+    assert torch.equal(dependence.variance[:2], torch.ones(2))
+    assert (dependence.variance[2:] > 1.1).all()
 
 
 @pytest.mark.parametrize(("eta", "least", "most"), [(ETA, 0.2, 0.4), (10.0, 0.0, 0.0)])
 def test_the_start_leaves_gates_a_gradient(eta: float, least: float, most: float) -> None:
     """For a quarter of the images φ lies between the ends of its clip at first; at η = 10, as the TensorFlow code has
     it, for none, and the data say nothing to the gates."""
-    dependence = Dependence(2000, 0.1, torch.Generator().manual_seed(0))
+    dependence = Dependence([2000], 0.1, torch.Generator().manual_seed(0))
     with torch.no_grad():
         dependence.eta.fill_(eta)
     values = torch.randn(64, 2000, generator=torch.Generator().manual_seed(1))
-    dependence.noisy_phi(values).clamp(CLIP, 1 - CLIP).sum().backward()
+    dependence.noisy_phi(0, values, dependence.noise(64)).clamp(CLIP, 1 - CLIP).sum().backward()
     assert dependence.eta.grad is not None
     assert least <= dependence.eta.grad.mean().item() / 64 <= most
 
 
 def test_statistic_is_the_mean_over_places_and_passes_no_gradient() -> None:
-    dependence = Dependence(3, 0.1, torch.Generator())
+    dependence = Dependence([3], 0.1, torch.Generator())
     maps = torch.randn(5, 3, 4, 4, requires_grad=True)
-    phi = dependence.phi(maps)
-    torch.testing.assert_close(phi, dependence.phi(maps.mean((2, 3))))
+    phi = dependence.phi(0, maps)
+    torch.testing.assert_close(phi, dependence.phi(0, maps.mean((2, 3))))
     phi.sum().backward()
     assert maps.grad is None
     assert dependence.g.grad is not None
@@ -143,18 +157,19 @@ def test_posterior_is_frozen_and_gradients_are_finite(
     network, sites = request.getfixturevalue(kind)
     method = attached((network, sites), make_context)
     (group,) = method.parameter_groups()
-    assert {id(p) for p in group["params"]} == {id(p) for p in method.dependences.parameters()}
+    assert {id(p) for p in group["params"]} == {id(p) for p in method.dependence.parameters()}
     network.train()
     method.training_step(Batch(inputs_of(kind, 32), torch.randint(10, (32,))))
     assert method.posterior.a_uc.grad is None
-    for parameter in (*network.parameters(), *method.dependences.parameters()):
+    for parameter in (*network.parameters(), *method.dependence.parameters()):
         if parameter.grad is not None:
             assert parameter.grad.isfinite().all()
     penalty = method.penalty()
     assert penalty is not None
-    parts = [part for part in method.dependences if isinstance(part, Dependence)]
-    assert len(parts) == len(sites)
-    total = sum(divergence(part.eta, part.kappa_uc) for part in parts)
+    dependence = method.dependence
+    assert dependence.sizes == tuple(site.size for site in method.sites)
+    pairs = zip(dependence.parts(dependence.eta), dependence.parts(dependence.kappa_uc), strict=True)
+    total = sum(divergence(eta, kappa_uc) for eta, kappa_uc in pairs)
     torch.testing.assert_close(penalty, total / method.context.train_size)
 
 
