@@ -57,9 +57,22 @@ def _resampled_medians(samples: Samples, draws: NDArray[np.int64]) -> NDArray[np
     block = np.repeat(np.arange(len(samples)), [len(block) for block in samples])
     by_value = np.argsort(values, kind="stable")
     values, block = values[by_value], block[by_value]
-    medians = np.empty(len(draws))
-    for i, weights in enumerate(draws):
-        upto = np.cumsum(weights[block])
-        middle = np.searchsorted(upto, [(upto[-1] - 1) // 2, upto[-1] // 2], side="right")
-        medians[i] = values[middle].mean()
-    return medians
+    seen = np.cumsum(block[:, None] == np.arange(len(samples)), axis=0)  # of each block, among the first so many
+    total = draws @ seen[-1]
+    middle = (_first_above(ranks, draws, seen) for ranks in ((total - 1) // 2, total // 2))
+    below, above = (values[places] for places in middle)
+    result: NDArray[np.float64] = (below + above) / 2
+    return result
+
+
+def _first_above(
+    ranks: NDArray[np.int64], draws: NDArray[np.int64], seen: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """By bisection for all resamples at once: the first sample up to which more than `ranks` were drawn,
+    (resamples,)."""
+    low, high = np.zeros_like(ranks), np.full_like(ranks, len(seen) - 1)
+    while (low < high).any():
+        middle = (low + high) // 2
+        enough = (draws * seen[middle]).sum(1) > ranks
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    return low
