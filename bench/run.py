@@ -191,11 +191,25 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
 
 
 def _measure(plan: Plan, store: Store, options: RunOptions, console: Console) -> list[str]:
-    """The measure stage, one network at a time while nothing else runs; the ids of all measurements of the plan."""
+    """The measure stage, one network at a time while nothing else runs; the ids of the plan's measurements, but for
+    those of points whose compact network is not here, as their records came from another machine."""
     titles = {
         point: f"{cell.title} at {strength:g}" for cell in plan.cells for strength, point in cell.points
     }
-    measures = {p: id for p, id in plan.measures.items() if store.status("point", p) == "done"}
+    done = {p: id for p, id in plan.measures.items() if store.status("point", p) == "done"}
+    measures = {
+        p: id
+        for p, id in done.items()
+        if layout.compact(options.results, p).is_dir() or store.status("measure", id) is not None
+    }
+    if len(measures) < len(done):
+        console.print(
+            f"not measured here: {len(done) - len(measures)} points whose compact networks are not in "
+            f"{options.results}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     preset = plan.suite.measure.latency
     wanted = [Wanted(options.results, point, id, titles[point]) for point, id in measures.items()]
     title = f"{plan.suite.name}: measuring latency"

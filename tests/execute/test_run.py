@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,24 @@ def test_everything_is_there(finished: Path) -> None:
     assert {"leaderboard.md", "leaderboard.csv"} <= report
     assert {path.rpartition(".")[2] for path in report} >= {"pdf", "png"}
     assert not list(finished.rglob("*.tmp"))
+
+
+def test_points_without_their_compact_network_are_left_unmeasured(
+    finished: Path, suite: Path, tmp_path: Path
+) -> None:
+    """Records that came from another machine."""
+    results = tmp_path / "carried"
+    shutil.copytree(finished, results)
+    (results / "plan.json").unlink()
+    first, second, *rest = sorted(records(results, "measure"))
+    for measure in (first, second):
+        point = json.loads((results / "measure" / f"{measure}.json").read_text())["point_id"]
+        shutil.rmtree(results / "compact" / point)
+    (results / "measure" / f"{first}.json").unlink()
+    again = run("run", suite, "--results", results, cwd=suite.parent)
+    assert again.returncode == 0, again.stderr + again.stdout
+    assert f"not measured here: 1 points whose compact networks are not in {results}" in again.stdout
+    assert sorted(records(results, "measure")) == [second, *rest]
 
 
 def test_started_again_it_says_so_and_touches_nothing(finished: Path, suite: Path) -> None:
