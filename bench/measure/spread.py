@@ -57,9 +57,8 @@ def _resampled_medians(samples: Samples, draws: NDArray[np.int64]) -> NDArray[np
     block = np.repeat(np.arange(len(samples)), [len(block) for block in samples])
     by_value = np.argsort(values, kind="stable")
     values, block = values[by_value], block[by_value]
-    seen = np.cumsum(
-        block[:, None] == np.arange(len(samples)), axis=0
-    )  # of each block, among the first so many
+    # of each block, how many of its samples are among the first so many
+    seen = np.cumsum(block[:, None] == np.arange(len(samples)), axis=0)
     total = draws @ seen[-1]
     middle = (_first_above(ranks, draws, seen) for ranks in ((total - 1) // 2, total // 2))
     below, above = (values[places] for places in middle)
