@@ -164,14 +164,14 @@ MEASURE_COLUMNS: Mapping[str, str] = {
 
 def point_frame(records: Records, latency_device: str | None = None) -> pandas.DataFrame:
     """One row per operating point; a failed training stands for the points it did not reach."""
-    device, measured = _headline_measurements(records, latency_device)
+    measured = _headline_measurements(records, latency_device)
     rows = []
     for point in records.point.values():
         row = _point_row(point, records)
         row |= _training_part(records.train.get(point.train_id))
-        if point.id in measured:
-            row |= {"latency_device": device, "measure_id": measured[point.id].id}
-            row |= _headline_latency(measured[point.id])
+        if measure := measured.get(point.id):
+            row |= {"latency_device": measure.machine.device, "measure_id": measure.id}
+            row |= _headline_latency(measure)
         rows.append(row)
     for train, strength in _unreached_points(records):
         row = _identity(train, strength) | _origin(train, records)
@@ -319,20 +319,24 @@ def _without_seed(id: str) -> str:
     return id.rpartition("-s")[0] + "-s"
 
 
-def _headline_measurements(
-    records: Records, device: str | None
-) -> tuple[str | None, dict[str, MeasureRecord]]:
-    """The device that points are compared on, and point id → its newest done measurement there."""
+def _headline_measurements(records: Records, device: str | None) -> dict[str, MeasureRecord]:
+    """Point id → its newest done measurement on the device that it is compared on: the given one, or that on which most
+    points of its data set and network were measured, as one table is never of two."""
     done = [record for record in records.measure.values() if record.status == "done" and record.latency]
-    points: dict[str, set[str]] = {}
+    points: dict[tuple[str, str], dict[str, set[str]]] = {}
     for record in done:
-        points.setdefault(record.machine.device, set()).add(record.point_id)
-    if device is None:
-        device = min(points, key=lambda name: (-len(points[name]), name), default=None)
-    elif device not in points:
-        raise BadInput(f"device {device!r} has no latency in these records{nearest(device, points)}")
-    here = [record for record in done if record.machine.device == device]
-    return device, {record.point_id: record for record in sorted(here, key=lambda r: (r.created, r.id))}
+        table = points.setdefault((record.workload.dataset, record.workload.network), {})
+        table.setdefault(record.machine.device, set()).add(record.point_id)
+    devices = {name for table in points.values() for name in table}
+    if device is not None and device not in devices:
+        raise BadInput(f"device {device!r} has no latency in these records{nearest(device, devices)}")
+    main = {key: min(table, key=lambda name: (-len(table[name]), name)) for key, table in points.items()}
+    here = [
+        record
+        for record in done
+        if record.machine.device == (device or main[record.workload.dataset, record.workload.network])
+    ]
+    return {record.point_id: record for record in sorted(here, key=lambda r: (r.created, r.id))}
 
 
 def _headline_latency(measure: MeasureRecord) -> dict[str, Any]:

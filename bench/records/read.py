@@ -62,9 +62,9 @@ def read_results(
     stage: `point` gives one row per operating point, done or failed, with what its training cost and its
     latency; `train` one row per training; `measure` one row per device, clock and batch size.
 
-    A point row has the latency of ONE device, the same for all rows, so that no two rows compare different
-    hardware: `latency_device`, by default the one that most points were measured on. NaN where a point was
-    not measured there; the other devices are in `stage="measure"`.
+    A point row has the latency of ONE device, the same for all rows of a data set and network, so that no two rows of a
+    table compare different hardware: `latency_device`, by default the one that most of these points were measured on.
+    NaN where a point was not measured there; the other devices are in `stage="measure"`.
     """
     from bench.records import frame
 

@@ -162,6 +162,19 @@ def test_latency_is_of_one_device(tmp_path: Path) -> None:
         bench.read_results(tmp_path, latency_device="Imaginary GPUs")
 
 
+def test_networks_may_be_measured_on_a_device_each(tmp_path: Path) -> None:
+    """Not so the points of one network: there the device with the most of them counts."""
+    small, large = train_record(network="mlp-300-100"), train_record(network="lenet5")
+    of_small, of_large = ([point_record(train, s) for s in (0.5, 0.9)] for train in (small, large))
+    measures = [measure_record(point, CPU) for point in of_small]
+    measures += [measure_record(of_small[0], GPU), measure_record(of_large[0], GPU)]
+    frame = bench.read_results(write(tmp_path, small, large, *of_small, *of_large, *measures))
+    devices = frame.set_index(["network", "strength"])["latency_device"].astype("object")
+    assert devices["mlp-300-100"].tolist() == [CPU, CPU]
+    assert devices["lenet5", 0.5] == GPU
+    assert devices.isna().sum() == 1
+
+
 def test_gates_have_columns_of_their_own(tmp_path: Path) -> None:
     """The engines of networks with gates never stand for the static network, even where only they were measured."""
     train = train_record()
