@@ -81,10 +81,11 @@ def local(preactivation: Tensor, axis: int = 1) -> Tensor:
 
 
 def _mean_magnitude(gradient: Tensor, axis: int) -> Tensor:
-    """Mean |·| over all dimensions of (N, units, …) but that of the units. A norm would need no tensor of
-    magnitudes, but on a CPU it takes three times as long."""
+    """Mean |·| over all dimensions of (N, units, …) but that of the units. The gradient is used up, unless it is one
+    row of values expanded. A norm would need no tensor of magnitudes, but on a CPU it takes three times as long."""
     others = [dim for dim in range(gradient.dim()) if dim != axis % gradient.dim()]
-    sums = gradient.abs().sum(dim=others)
+    magnitudes = gradient.abs() if 0 in gradient.stride() else gradient.abs_()
+    sums = magnitudes.sum(dim=others)
     return sums / (gradient.numel() // gradient.shape[axis])
 
 
