@@ -38,13 +38,13 @@ _LOG_FROM = 3.0
 
 
 class View(NamedTuple):
-    """One figure. name: of its files; column: of the point frame; axis: what is on x, with its unit; note:
-    what must be known to read it."""
+    """One figure. name: of its files; column: of the point frame; axis: what is on x, with its unit; measured: on a
+    device, which each panel names."""
 
     name: str
     column: str
     axis: str
-    note: str = ""
+    measured: bool = False
 
 
 class _Mean(NamedTuple):
@@ -69,11 +69,10 @@ def views(frame: pandas.DataFrame) -> list[View]:
     """The figures that `frame` has numbers for: latency at the smallest and the largest measured batch
     size."""
     found = [View("macs", "macs", "MACs per image"), View("parameters", "parameters", "parameters")]
-    devices = ", ".join(sorted(frame["latency_device"].dropna().astype("object").unique()))
     measured = [batch for batch in batches(frame.columns) if frame[f"latency_ms_b{batch}"].notna().any()]
     for batch in sorted({*measured[:1], *measured[-1:]}):
         axis = f"measured latency, ms (batch {batch})"
-        found.append(View(f"latency-b{batch}", f"latency_ms_b{batch}", axis, f"Latency on {devices}"))
+        found.append(View(f"latency-b{batch}", f"latency_ms_b{batch}", axis, measured=True))
     return found
 
 
@@ -133,7 +132,6 @@ def draw(rows: pandas.DataFrame, view: View) -> Figure:
         handles.append(Line2D([], [], label=label + note, **look[label].line(label in hollow)))
     figure.legend(
         handles=handles,
-        title=view.note or None,
         loc="outside right center" if across == 1 else "outside lower center",
         ncols=1 if across == 1 else _LEGEND_COLUMNS,
         frameon=False,
@@ -236,6 +234,8 @@ def _scale_cost(axis: Axes, costs: list[float]) -> None:
 def _describe(axis: Axes, rows: pandas.DataFrame, view: View, below: list[float]) -> None:
     """The network above; below what is on x, and what the panel cannot show."""
     lines = [view.axis]
+    if view.measured:
+        lines.append(f"on {', '.join(sorted(rows['latency_device'].dropna().astype('object').unique()))}")
     if below:
         lines.append(f"▼ {len(below)} below the axis, down to {min(below):.0f} %")
     failed = rows[rows["status"] == "failed"]

@@ -72,6 +72,17 @@ def test_failures_and_collapsed_points_are_noted(frame_of: Frames) -> None:
     assert axis.get_ylim()[0] > 60
 
 
+def test_a_panel_names_the_device_of_its_latency(frame_of: Frames) -> None:
+    """Networks may have one each; costs that are counted have none."""
+    rows = distinct_labels(frame_of(suite_records(networks=["lenet5", "mlp-300-100"], seeds=[0])))
+    rows["latency_device"] = rows["network"].map({"lenet5": "GPU", "mlp-300-100": "CPU"})
+    for view in views(rows):
+        panels = {axis.get_title(): axis.get_xlabel() for axis in draw(rows, view).axes if axis.get_title()}
+        assert ("on GPU" in panels["lenet5"]) == ("on CPU" in panels["mlp-300-100"]) == view.measured
+        assert "on CPU" not in panels["lenet5"]
+    assert [view.measured for view in views(rows)] == [False, False, True, True]
+
+
 def test_one_line_per_method_and_a_dot_per_seed(frame_of: Frames) -> None:
     rows = distinct_labels(frame_of(suite_records(networks=["lenet5"], labels=["dense", "magnitude"])))
     figure = draw(rows, views(rows)[0])
