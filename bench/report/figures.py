@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +34,8 @@ WIDTH = 7.0
 _PANEL_HEIGHT = {1: 2.9, 2: 2.7, 3: 2.4}
 """Inches, by how many panels stand side by side (at most three)."""
 _LEGEND_COLUMNS = 3
+_DEVICE_WIDTH = 28
+"""Characters that a line below a panel has room for, where three stand side by side."""
 _LOG_FROM = 3.0
 """Ratio of the largest to the smallest cost from which the axis is logarithmic."""
 
@@ -235,7 +238,8 @@ def _describe(axis: Axes, rows: pandas.DataFrame, view: View, below: list[float]
     """The network above; below what is on x, and what the panel cannot show."""
     lines = [view.axis]
     if view.measured:
-        lines.append(f"on {', '.join(sorted(rows['latency_device'].dropna().astype('object').unique()))}")
+        devices = ", ".join(sorted(rows["latency_device"].dropna().astype("object").unique()))
+        lines += textwrap.wrap(f"on {devices}", _DEVICE_WIDTH)
     if below:
         lines.append(f"▼ {len(below)} below the axis, down to {min(below):.0f} %")
     failed = rows[rows["status"] == "failed"]
