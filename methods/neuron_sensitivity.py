@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from methods.past_pooling import past_pooling
 from methods.unit_axis import unit_axis
 
 Kind = Literal["full", "lower-bound", "local"]
@@ -41,24 +42,37 @@ def full(
 
     logits: (N, C), its graph is kept. axes: of the units in each; 1 by default. classes_at_once: how many of the C
     products run as one batched product. Where not given, all of them, on the CPU one: a product for ten
-    classes leaves its caches there and takes half as long again as ten products.
+    classes leaves its caches there and takes half as long again as ten products. Where the pre-activations are
+    pooled, the magnitudes of the classes are added up behind the pooling.
     """
     count = logits.shape[1]
     chunk = classes_at_once or (1 if logits.device.type == "cpu" else count)
+    axes = axes or [1] * len(preactivations)
+    ends = past_pooling(logits, preactivations)
     totals: list[Tensor | None] = [None] * len(preactivations)
     for classes in torch.eye(count, dtype=logits.dtype, device=logits.device).split(chunk):
         batched = len(classes) > 1
         directions = classes.unsqueeze(1).expand(-1, *logits.shape) if batched else classes.expand_as(logits)
         gradients = torch.autograd.grad(
-            logits, preactivations, directions, retain_graph=True, is_grads_batched=batched, allow_unused=True
+            logits, ends, directions, retain_graph=True, is_grads_batched=batched, allow_unused=True
         )
-        for at, (gradient, axis) in enumerate(zip(gradients, axes or [1] * len(gradients), strict=True)):
-            if gradient is not None:
-                mean = _mean_magnitude(gradient.flatten(0, 1) if batched else gradient, axis)
-                part = mean * (len(classes) / count)
-                before = totals[at]
-                totals[at] = part if before is None else before + part
-    return totals
+        for at, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            if ends[at] is preactivations[at]:
+                part = _mean_magnitude(gradient.flatten(0, 1) if batched else gradient, axes[at]) * len(
+                    classes
+                )
+            else:
+                part = _magnitudes(gradient).sum(dim=0) if batched else _magnitudes(gradient)
+            before = totals[at]
+            totals[at] = part if before is None else before + part
+    for at, (end, edge) in enumerate(zip(ends, preactivations, strict=True)):
+        total = totals[at]
+        if total is not None and end is not edge:
+            (at_p,) = torch.autograd.grad(end, edge, total, retain_graph=True)
+            totals[at] = _mean_magnitude(at_p, axes[at])
+    return [None if total is None else total / count for total in totals]
 
 
 def lower_bound(
@@ -80,12 +94,16 @@ def local(preactivation: Tensor, axis: int = 1) -> Tensor:
     return (means > 0).to(means.dtype)
 
 
+def _magnitudes(gradient: Tensor) -> Tensor:
+    """|·|. The gradient is used up, unless it is one row of values expanded."""
+    return gradient.abs() if 0 in gradient.stride() else gradient.abs_()
+
+
 def _mean_magnitude(gradient: Tensor, axis: int) -> Tensor:
-    """Mean |·| over all dimensions of (N, units, …) but that of the units. The gradient is used up, unless it is one
-    row of values expanded. A norm would need no tensor of magnitudes, but on a CPU it takes three times as long."""
+    """Mean |·| over all dimensions of (N, units, …) but that of the units; the gradient is used up. A norm would
+    need no tensor of magnitudes, but on a CPU it takes three times as long."""
     others = [dim for dim in range(gradient.dim()) if dim != axis % gradient.dim()]
-    magnitudes = gradient.abs() if 0 in gradient.stride() else gradient.abs_()
-    sums = magnitudes.sum(dim=others)
+    sums = _magnitudes(gradient).sum(dim=others)
     return sums / (gradient.numel() // gradient.shape[axis])
 
 
