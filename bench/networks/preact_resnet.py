@@ -1,9 +1,10 @@
 """Pre-activation residual networks for CIFAR-size images: `preact-resnet20`, `-56`, `-110`, the wide `wrn-16-4` and
-`wrn-28-10`, and `td-resnet32`, the network of targeted dropout.
+`wrn-28-10`, and `td-resnet32` and `td-resnet32-narrow`, the networks of targeted dropout.
 
 He et al. 2016, Identity Mappings (arXiv 1603.05027); Zagoruyko and Komodakis 2016, Wide Residual Networks (arXiv
 1605.07146); Gomez et al. 2019 (arXiv 1905.13678), whose 32-layer network has a 7×7 stem and stages of twice the usual
-width. Parameters for 10 classes: `wrn-28-10` 36,479,194, `wrn-16-4` 2,748,890, `td-resnet32` 1,857,498.
+width; the narrow one has the usual width. Parameters for 10 classes: `wrn-28-10` 36,479,194, `wrn-16-4` 2,748,890,
+`td-resnet32` 1,857,498, `td-resnet32-narrow` 468,890.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ SMALLEST = 4
 class PreActBlock(nn.Module):
     """Batch norm and ReLU before each of two 3×3 convolutions; what they give is added to the stream as it came.
 
-    Where width or size change, a 1×1 convolution of the first ReLU's maps takes the place of the stream."""
+    Where width or size change, or where it is asked for, a 1×1 convolution of the first ReLU's maps takes the place of
+    the stream."""
 
-    def __init__(self, channels: int, out: int, stride: int) -> None:
+    def __init__(self, channels: int, out: int, stride: int, projects: bool = False) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu1 = nn.ReLU()
@@ -34,7 +36,7 @@ class PreActBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out)
         self.relu2 = nn.ReLU()
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
-        self.projects = stride != 1 or channels != out
+        self.projects = projects or stride != 1 or channels != out
         if self.projects:
             self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False)
 
@@ -56,8 +58,9 @@ class PreActResNet(nn.Module):
         stem: int,
         input_shape: tuple[int, int, int],
         classes: int,
+        projects: bool = False,
     ) -> None:
-        """stem: side of its kernel."""
+        """stem: side of its kernel. projects: the first block of every stage does, of the first stage too."""
         super().__init__()
         check_side(input_shape, SMALLEST)
         channels = STEM
@@ -66,7 +69,8 @@ class PreActResNet(nn.Module):
         for stage, out in enumerate(widths):
             layers = nn.Sequential()
             for block in range(blocks):
-                layers.append(PreActBlock(channels, out, stride=2 if stage > 0 and block == 0 else 1))
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(PreActBlock(channels, out, stride, projects and block == 0))
                 channels = out
             self.stages.append(layers)
         self.bn = nn.BatchNorm2d(channels)
@@ -88,7 +92,8 @@ NETWORKS = {
     "preact-resnet20": partial(PreActResNet, 3, (16, 32, 64), 3),
     "preact-resnet56": partial(PreActResNet, 9, (16, 32, 64), 3),
     "preact-resnet110": partial(PreActResNet, 18, (16, 32, 64), 3),
-    "td-resnet32": partial(PreActResNet, 5, (32, 64, 128), 7),
+    "td-resnet32": partial(PreActResNet, 5, (32, 64, 128), 7, projects=True),
+    "td-resnet32-narrow": partial(PreActResNet, 5, (16, 32, 64), 7, projects=True),
     "wrn-16-4": partial(PreActResNet, 2, (64, 128, 256), 3),
     "wrn-28-10": partial(PreActResNet, 4, (160, 320, 640), 3),
 }

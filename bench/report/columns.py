@@ -154,11 +154,25 @@ COLUMNS: tuple[Column, ...] = (
         lambda row: _text(row["activity"]),
     ),
     Column(
+        "dynamic_macs",
+        "MACs, closed units skipped",
+        "Of dynamic gates: for one image, with what the gates themselves compute, mean over images and seeds; a count, "
+        "not a time.",
+        lambda row: number(row["expected_macs"] + row["gate_operations"], ",.0f"),
+    ),
+    Column(
         "speedup",
         "faster",
         "Measured: median latency of the dense network over that of the compact one, interleaved in one "
         "process on the named device, at batch size N; median over seeds.",
         lambda row: ratio(row["speedup"]),
+    ),
+    Column(
+        "speedup_gather_b1",
+        "faster, batch 1, closed units skipped",
+        "Of dynamic gates: measured as the others, of the network that gathers the units which its image opens and "
+        "computes with these alone. The other times are those of the static network, without its gates.",
+        lambda row: ratio(row["speedup_gather_b1"]),
     ),
     Column(
         "budget",
@@ -194,7 +208,7 @@ def batches(keys: Any) -> list[int]:
 
 
 _WHERE_ROWS_DIFFER = ("layers", "active_layers", "units")
-_WHERE_THERE_IS_ONE = ("activity",)
+_WHERE_THERE_IS_ONE = ("activity", "dynamic_macs", "speedup_gather_b1")
 
 
 def shown_columns(table: pandas.DataFrame) -> list[Column]:

@@ -25,6 +25,7 @@ CIFAR = (3, 32, 32)
         ("resnet110", 10, 1_727_962),
         ("resnet20-b", 10, 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64),
         ("td-resnet32", 10, 1_857_498),
+        ("td-resnet32-narrow", 10, 468_890),
         ("preact-resnet56", 10, 855_578),
         ("wrn-16-4", 10, 2_748_890),
         ("wrn-28-10", 10, 36_479_194),
@@ -36,6 +37,15 @@ CIFAR = (3, 32, 32)
 def test_parameters_of_the_literature(name: str, classes: int, parameters: int) -> None:
     network = networks.outline(name, CIFAR, classes)
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "prunable"), [("td-resnet32", 1_849_344), ("td-resnet32-narrow", 463_616)])
+def test_prunable_weights_of_targeted_dropout(name: str, prunable: int) -> None:
+    """Convolutions behind the stem; a 1×1 convolution in the first block of every stage."""
+    network = networks.outline(name, CIFAR, 10)
+    weights = {at: p.numel() for at, p in network.named_parameters() if p.dim() == 4 and at != "conv1.weight"}
+    assert sum(weights.values()) == prunable
+    assert [at for at in weights if "shortcut" in at] == [f"stages.{stage}.0.shortcut.weight" for stage in range(3)]
 
 
 def test_macs_of_the_literature() -> None:

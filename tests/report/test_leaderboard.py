@@ -9,7 +9,7 @@ import pytest
 from records_factory import CPU, latency_part, measure_record, point_record, suite_records, train_record
 from rich.console import Console
 
-from bench.records.schema import Failure
+from bench.records.schema import DynamicCost, Failure
 from bench.report.columns import COLUMNS, meanings
 from bench.report.leaderboard import leaderboard, to_markdown, write_leaderboard
 from bench.report.terminal import print_leaderboard
@@ -48,13 +48,27 @@ def test_a_row_says_what_its_seeds_say(frame_of: Frames) -> None:
     assert math.isnan(board.loc["dense", "delta"])
 
 
-def test_the_time_of_gathering_is_in_the_file_and_not_in_the_table(frame_of: Frames) -> None:
-    records = three_seeds("magnitude", [0.9, 0.9])
-    parts = [latency_part(1, 1.0, 2.0), latency_part(1, 4.0, 2.0, engine="gather")]
-    records += [measure_record(point, latency=parts) for point in records[1::2]]
-    board = leaderboard(frame_of(records))
-    assert board[["speedup_b1", "speedup_gather_b1"]].iloc[0].tolist() == [2.0, 0.5]
-    assert "0.50×" not in to_markdown(board)
+def test_what_closed_units_save_has_columns_where_there_are_gates(frame_of: Frames) -> None:
+    """The time of gathering, slower than dense here, stands beside that of the static network."""
+    cost = DynamicCost(expected_macs=1200.5, gate_operations=34, gate_parameters=30)
+    gated, plain = three_seeds("magnitude", [0.9, 0.9]), three_seeds("dense", [0.9, 0.9], 0.0)
+    gated = [record.model_copy(update={"dynamic": cost}) if at % 2 else record for at, record in enumerate(gated)]
+    static, gathered = latency_part(1, 1.0, 2.0), latency_part(1, 4.0, 2.0, engine="gather")
+    gated += [measure_record(point, latency=[static, gathered]) for point in gated[1::2]]
+    plain += [measure_record(point, latency=[static]) for point in plain[1::2]]
+    assert "skipped" not in to_markdown(leaderboard(frame_of(plain)))
+    board = leaderboard(frame_of(gated)).set_index("label")
+    assert board.loc["magnitude", ["speedup_b1", "speedup_gather_b1"]].tolist() == [2.0, 0.5]
+    heading, _, *rows = to_markdown(board.reset_index()).splitlines()[2:6]
+    headers = [cell.strip() for cell in heading.strip("|").split("|")]
+    cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.strip("|").split("|")] for row in rows}
+    for header, ours, dense in (
+        ("MACs, closed units skipped", "1,234", "—"),
+        ("faster, batch 1", "2.00×", "2.00×"),
+        ("faster, batch 1, closed units skipped", "0.50×", "—"),
+    ):
+        at = headers.index(header)
+        assert (cells["magnitude"][at], cells["dense"][at]) == (ours, dense)
 
 
 def test_failures_are_visible_and_not_in_the_mean(frame_of: Frames) -> None:
@@ -211,7 +225,8 @@ def test_every_column_has_a_meaning(frame_of: Frames) -> None:
     plain = leaderboard(frame_of(records))
     frame = frame_of(suite_records(networks=["lenet5"], seeds=[0]))
     measured = leaderboard(frame[frame["network"] == "lenet5"])
-    text = meanings([plain, measured])
+    gated = measured.assign(expected_macs=1.0, gate_operations=1.0, speedup_gather_b1=1.0)
+    text = meanings([plain, gated])
     for column in COLUMNS:
         assert column.header in text
         assert column.meaning.endswith(".")
