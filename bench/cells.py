@@ -60,11 +60,13 @@ class Skip:
 
 @dataclass
 class Plan:
-    """device: the torch device, resolved. measures: point id → the id of its measurement on this machine; a point of
-    single weights has none (zeros among the weights cost a dense kernel the same: no kernel, no latency)."""
+    """device: the torch device, resolved. reads_files: whether the images of a data set stay in their files. measures:
+    point id → the id of its measurement on this machine; a point of single weights has none (zeros among the weights
+    cost a dense kernel the same: no kernel, no latency)."""
 
     suite: Suite
     device: str
+    reads_files: bool = False
     cells: list[Cell] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     measures: dict[str, str] = field(default_factory=dict)

@@ -60,7 +60,10 @@ def _parser() -> argparse.ArgumentParser:
         _results(running)
         _data(running)
         running.add_argument(
-            "--jobs", type=_positive, default=None, help="processes (default: the cores; 4 at most on a GPU)"
+            "--jobs",
+            type=_positive,
+            default=None,
+            help="processes (default: the cores; on a GPU 4 at most, 1 for images in files)",
         )
         _device(running)
         running.add_argument(

@@ -30,6 +30,15 @@ def resolve(name: str) -> torch.device:
     return device
 
 
+def use(name: str) -> torch.device:
+    """A device that was resolved, from here on the current one of this process: streams, graphs and waits that name none
+    are of the current one."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 def place(
     network: nn.Module, device: torch.device, memory_format: MemoryFormat = "channels-last"
 ) -> nn.Module:

@@ -18,6 +18,7 @@ import methods
 from bench import data, networks
 from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
+from bench.data.image_files import ImageFiles
 from bench.device import resolve
 from bench.errors import BadInput, nearest
 from bench.filters import Filters
@@ -44,6 +45,7 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
     for at, workload in workloads(suite, filters):
         subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root, device)
         _check_published_sites(suite, subject)
+        plan.reads_files |= subject.reads_files
         for entry in entries:
             if entry.entry.networks and workload.network not in entry.entry.networks:
                 continue
@@ -92,13 +94,15 @@ def _add_cells(
 @dataclass(frozen=True)
 class _Subject:
     """A workload, opened: what the cells of all its methods have in common. where: what a complaint begins with.
-    scored: images that go through a network for each operating point. training_rate: see `Cell`."""
+    reads_files: see `Plan`. scored: images that go through a network for each operating point. training_rate: see
+    `Cell`."""
 
     where: str
     entry: WorkloadEntry
     workload: Workload
     network: torch.nn.Module
     sites: list[Site]
+    reads_files: bool
     train_size: int
     scored: int
     macs: int
@@ -131,7 +135,9 @@ class _Subject:
         scored = 2 * len(dataset.validation) + 4 * dataset.test_size
         macs = count_macs(network, example)
         rate = training_rate(network, macs, dataset.input_shape, device)
-        return cls(where, entry, workload, network, sites, len(dataset.train), scored, macs, rate)
+        reads_files = isinstance(dataset.train.images, ImageFiles)
+        train_size = len(dataset.train)
+        return cls(where, entry, workload, network, sites, reads_files, train_size, scored, macs, rate)
 
 
 def _start(entry: WorkloadEntry, network: torch.nn.Module) -> Start | None:

@@ -34,7 +34,7 @@ def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) 
         line = f" skip  {skip.label} on {skip.network}: {skip.reason}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     work, latency = _seconds_to_do(plan, cells, store, options)
-    jobs = processes(plan.device, options.jobs)
+    jobs = processes(plan.device, options.jobs, plan.reads_files)
     wall = work / jobs + latency  # latency is measured one network at a time
     about = (
         f"about {in_words(work + latency)} of core time, {in_words(wall)} on {jobs} processes"

@@ -71,7 +71,8 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
     from bench.report.views import write_views
 
     records = write_views(options.results, console, labels=plan.labels(), suite=suite)
-    print_times(records, plan, measures, began, processes(plan.device, options.jobs), console)
+    jobs = processes(plan.device, options.jobs, plan.reads_files)
+    print_times(records, plan, measures, began, jobs, console)
     shortcut.remember(
         options.results,
         shortcut.Remembered(
@@ -185,7 +186,7 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
             run.record_lost(kind, reason)
 
     with Display(f"{plan.suite.name}: training", jobs, console) as display:
-        workers = processes(plan.device, options.jobs)
+        workers = processes(plan.device, options.jobs, plan.reads_files)
         threads = threads_each(plan.device, workers)
         run_jobs(jobs, workers, display, options.timeout, on_lost, threads)
 

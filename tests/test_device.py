@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from bench import networks
-from bench.device import exact_float32, place
+from bench.device import exact_float32, place, use
 
 
 def test_placing_changes_the_layout_and_not_one_value() -> None:
@@ -25,3 +26,14 @@ def test_float32_is_exact_inside_and_as_before_outside() -> None:
     with exact_float32():
         assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")  # type: ignore[attr-defined]
     assert (convolutions.fp32_precision, products.fp32_precision) == before  # type: ignore[attr-defined]
+
+
+def test_a_device_in_use_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert [use(name) for name in ("cpu", "cuda", "cuda:1")] == [
+        torch.device("cpu"),
+        torch.device("cuda"),
+        torch.device("cuda:1"),
+    ]
+    assert current == [torch.device("cuda:1")]

@@ -20,6 +20,9 @@ class Select(nn.Module):
     positions: of each channel of the output, the channel of the input, or -1 for zeros. axis: of the channels.
     """
 
+    _index: Tensor | None
+    _mask: Tensor | None
+
     def __init__(self, positions: Sequence[int], axis: int = 1) -> None:
         super().__init__()
         self.positions, self.axis = tuple(positions), axis
@@ -30,21 +33,28 @@ class Select(nn.Module):
         self._start = given[0] if given else 0
         self._is_block = inner == tuple(range(self._start, self._start + len(given)))
         self._given = len(given)
+        index = mask = None
+        if not self._is_block:
+            places = torch.tensor(self.positions)
+            index = places.clamp(min=0)
+            mask = places >= 0 if self._given < len(self.positions) else None
+        # They lie where the network does: made in a pass, they would be copied to the device in each one.
+        self.register_buffer("_index", index, persistent=False)
+        self.register_buffer("_mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._is_block:
+        if self._index is None:
             block = x.narrow(self.axis, self._start, self._given)
             if self._before == self._after == 0:
                 return block
             behind = (0, 0) * (x.dim() - 1 - self.axis)
             return F.pad(block, (*behind, self._before, self._after))
-        index = torch.tensor(self.positions, device=x.device)
-        chosen = x.index_select(self.axis, index.clamp(min=0))
-        if self._given == len(self.positions):
+        chosen = x.index_select(self.axis, self._index)
+        if self._mask is None:
             return chosen
         places = [1] * x.dim()
         places[self.axis] = -1
-        return chosen * (index >= 0).to(x.dtype).reshape(places)
+        return chosen * self._mask.to(x.dtype).reshape(places)
 
 
 class Shift(nn.Module):

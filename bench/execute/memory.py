@@ -1,13 +1,38 @@
-"""What is done where a training does not fit in the memory of its device."""
+"""What is done where a training does not fit in the memory of its device, and between two."""
 
 from __future__ import annotations
 
+import gc
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+_NO_MEMORY = re.compile(r"CUDA (driver )?error: out of memory|_ALLOC(ATION)?_FAILED")
+"""What CUDA and its libraries (cuBLAS, cuDNN …), which allocate without torch, say where that fails."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    )
+
+
+def free_unused() -> bool:
+    """Free what nobody holds any more, on the GPU for other processes too. False where the GPU no longer answers this
+    process: after an illegal access or a failed assertion in a kernel, every call raises until the process ends."""
+    gc.collect()  # hooks hold their networks in cycles
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        return is_out_of_memory(error)
+    return True
 
 
 def in_memory(train: Callable[[int], T], most_parts: int) -> T:
@@ -17,10 +42,9 @@ def in_memory(train: Callable[[int], T], most_parts: int) -> T:
     while True:
         try:
             return train(parts)
-        except torch.OutOfMemoryError:
-            if parts >= most_parts:
+        except Exception as error:
+            if parts >= most_parts or not is_out_of_memory(error):
                 raise
         # Out of the handler, for the traceback holds on to what did not fit.
         parts = min(2 * parts, most_parts)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_unused()

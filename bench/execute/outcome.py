@@ -14,6 +14,7 @@ import torch
 
 from bench.cells import Cell
 from bench.errors import CellFailed
+from bench.execute.memory import is_out_of_memory
 from bench.measure.machine import describe, versions
 from bench.records.schema import Failure, PointRecord, TrainRecord
 from bench.training.resume import Progress
@@ -91,7 +92,7 @@ def describe_failure(error: Exception) -> Failure:
     if isinstance(error, CellFailed):
         return Failure(kind=error.kind, reason=str(error))
     first_line = (str(error).splitlines() or [""])[0]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
         what = f"{asked[1]} more were asked for" if asked else first_line or type(error).__name__
         hint = "a smaller batch_size, or accumulate_on_out_of_memory = true in the recipe, may fit"

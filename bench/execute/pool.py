@@ -1,7 +1,7 @@
 """A pool of processes on this machine.
 
 A worker that dies (out of memory, kill) loses its task and nothing else: the task counts as dead and another worker
-takes its place.
+takes its place. So it does where a worker leaves by itself after a task, as its GPU no longer answers it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from bench.execute.worker import work
 
 CELLS_PER_GPU = 4
 """How many cells share a GPU where `--jobs` says nothing: networks of the suite's size leave most of it idle, and each
-process has a CUDA context and a copy of the data set of its own in its memory."""
+process has a CUDA context and a copy of the data set of its own in its memory. Only one does where images are decoded
+from files as they are needed: such images, and the networks for them, fill a GPU, and all cores decode for one cell."""
 
 
 class Task(Protocol):
@@ -60,6 +61,8 @@ class _Worker(Generic[T]):
         self.job: Job[T] | None = None
         self.began: float | None = None
         """When the process took up the job: it starts for seconds before its first one, which no timeout counts."""
+        self.left = False
+        """Whether it takes no further job."""
 
     def give(self, job: Job[T]) -> None:
         self.job, self.began = job, None
@@ -115,6 +118,7 @@ def run_jobs(
                 done.add(job.key)
                 if kind:
                     on_lost(job.task, kind, reason)
+                if kind or worker.left:
                     if waiting:
                         _replace(worker, team, threads)
                     else:
@@ -129,12 +133,14 @@ def run_jobs(
     return all_well
 
 
-def processes(device: str, asked: int | None) -> int:
+def processes(device: str, asked: int | None, reads_files: bool = False) -> int:
     """How many cells run at once on `device`, a torch device: as many as were asked for, else one for each core, on a
-    GPU at most CELLS_PER_GPU."""
+    GPU at most CELLS_PER_GPU, and one alone where a cell reads its images from files."""
     if asked is not None:
         return asked
-    return min(_cores(), CELLS_PER_GPU) if device.startswith("cuda") else _cores()
+    if not device.startswith("cuda"):
+        return _cores()
+    return 1 if reads_files else min(_cores(), CELLS_PER_GPU)
 
 
 def threads_each(device: str, workers: int) -> int:
@@ -180,6 +186,7 @@ def _outcomes(
             elif kind == "progress":
                 watcher.moved(worker.job, value, text)
             else:
+                worker.left = kind == "left"
                 yield worker, value, "", ""
         elif timeout and worker.began is not None and time.monotonic() - worker.began > timeout:
             yield worker, False, "timeout", f"not done within {timeout:g} s"

@@ -39,11 +39,10 @@ class CellTask:
     retry_failed: bool
 
     def run(self, report: Callable[[float, str], None]) -> bool:
-        import torch
-
+        from bench.device import use
         from bench.execute.cell import CellRun
 
-        run = CellRun(self.cell, self.results, self.data_root, torch.device(self.device), report)
+        run = CellRun(self.cell, self.results, self.data_root, use(self.device), report)
         with _threads_of(self.cell):
             return run.run(self.retry_failed)
 
@@ -58,11 +57,10 @@ class PretrainTask:
     device: str
 
     def run(self, report: Callable[[float, str], None]) -> bool:
-        import torch
-
+        from bench.device import use
         from bench.execute.cell import CellRun
 
-        run = CellRun(self.cell, self.results, self.data_root, torch.device(self.device), report)
+        run = CellRun(self.cell, self.results, self.data_root, use(self.device), report)
         with _threads_of(self.cell):
             return run.run_pretraining()
 
@@ -77,21 +75,21 @@ class MeasureTask:
     preset: str
 
     def run(self, report: Callable[[float, str], None]) -> bool:
-        import torch
-
+        from bench.device import use
         from bench.execute.measuring import measure_point
 
-        return measure_point(self.point_id, self.results, torch.device(self.device), self.preset)
+        return measure_point(self.point_id, self.results, use(self.device), self.preset)
 
 
 def work(pipe: Connection, threads: int = 1) -> None:
-    """Serve tasks until the pipe closes, with so many torch threads. The parent alone answers to Ctrl-C, and it has
-    said which files are skipped; that one is set aside is news."""
+    """Serve tasks, with so many torch threads, until the pipe closes or the GPU no longer answers this process. The parent
+    alone answers to Ctrl-C, and it has said which files are skipped; that one is set aside is news."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("bench.records").addFilter(lambda record: "skipped" not in record.msg)
     import torch
 
     import bench.execute.cell  # noqa: F401 (seconds, which no time-out of a cell should count)
+    from bench.execute.memory import free_unused
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # decaying weights would otherwise slow a step many times over
@@ -108,4 +106,8 @@ def work(pipe: Connection, threads: int = 1) -> None:
         except (EOFError, OSError):
             return
         tell("began", 0.0, "")
-        tell("ended", task.run(partial(tell, "progress")), "")
+        well = task.run(partial(tell, "progress"))
+        if not free_unused():
+            tell("left", well, "")
+            os._exit(1)  # what torch does when a process ends would fail too, and say so at length
+        tell("ended", well, "")

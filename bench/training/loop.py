@@ -173,7 +173,8 @@ class Loop:
         def on_failure(reason: str) -> None:
             self.progress.note(f"steps ran one operation at a time: recording them failed ({reason})")
 
-        return GraphStep(eager, [self.context.generator], self.device, on_failure)
+        full = min(self.recipe.batch_size, self.recipe.epoch_images(self.context.train_size))
+        return GraphStep(eager, full, [self.context.generator], self.device, on_failure)
 
     def _learning_rates(self, scale: float, steps: int) -> tuple[float, ...]:
         base = self.recipe.learning_rate * scale

@@ -57,27 +57,30 @@ class GraphStep:
     """The same step recorded as a CUDA graph and replayed: one launch in place of a few hundred.
 
     Only for methods that say so (`Method.capturable`). The first steps run as they are, on the stream that records;
-    so does a batch of another size. Where recording fails, the reason is told and every step runs as it is.
+    so does a batch that is not full. Where recording fails, the reason is told and every step runs as it is.
     """
 
     def __init__(
         self,
         eager: Step,
+        full: int,
         generators: Sequence[torch.Generator],
         device: torch.device,
         on_failure: Callable[[str], None],
     ) -> None:
-        """generators: those that a step draws from, beside the device's own."""
-        self._eager, self._generators, self._on_failure = eager, generators, on_failure
+        """full: images of a full batch, the one that is recorded. generators: those that a step draws from, beside the
+        device's own."""
+        self._eager, self._full, self._generators, self._on_failure = eager, full, generators, on_failure
         self._stream = torch.cuda.Stream(device)
         self._before = 0
         self._failed = False
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
-        if self._graph is None and not self._failed and self._before >= WARM_UP:
+        full = len(batch.targets) == self._full
+        if full and self._graph is None and not self._failed and self._before >= WARM_UP:
             self._record(batch)
-        if self._graph is None or batch.inputs.shape != self._batch.inputs.shape:
+        if self._graph is None or not full:
             self._before += 1
             return self._beside(batch)
         self._batch.inputs.copy_(batch.inputs)
@@ -96,7 +99,7 @@ class GraphStep:
 
     def _record(self, batch: Batch) -> None:
         self._batch = Batch(batch.inputs.clone(), batch.targets.clone())
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         for generator in self._generators:
             graph.register_generator_state(generator)
         try:
@@ -105,6 +108,10 @@ class GraphStep:
                 self._loss = self._eager(self._batch)
         except RuntimeError as error:
             self._failed = True
+            # What breaks a capture raises again where it ends, before the context of its stream is left. Without the
+            # reset, the allocator and the generators would take it for one that goes on.
+            torch.cuda.set_stream(current)
+            graph.reset()
             self._on_failure((str(error).splitlines() or [type(error).__name__])[0])
         else:
             self._graph = graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -210,3 +211,19 @@ def test_select(positions: tuple[int, ...], axis: int) -> None:
     given = images(2, 3, 3)
     channels = [given.select(axis, p) if p >= 0 else torch.zeros(2, 3) for p in positions]
     assert torch.equal(Select(positions, axis)(given), torch.stack(channels, axis))
+
+
+@pytest.mark.parametrize("positions", [(2, 0), (-1, 2, 0, -1), (0, -1, 2)])
+def test_select_holds_its_places_and_saves_none(
+    positions: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is made in a pass would be copied to a GPU in each one, which a CUDA graph cannot record."""
+    given, select = images(2, 3, 3), Select(positions)
+    expected = select(given)
+    assert not select.state_dict()
+    twin = copy.deepcopy(select).double()
+    moved = Select(positions).to("meta")
+    monkeypatch.delattr(torch, "tensor")
+    assert torch.equal(select(given), expected)
+    assert torch.equal(twin(given.double()), expected.double())
+    assert moved(given.to("meta")).shape == expected.shape

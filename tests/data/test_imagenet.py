@@ -16,6 +16,9 @@ from bench.data.batches import Normalise, ordered, shuffled
 from bench.data.image_files import ImageFiles
 from bench.data.sets.imagenet import MEAN, load_imagenet
 from bench.errors import BadInput
+from bench.filters import Filters
+from bench.plan import make_plan
+from bench.suite import Suite
 from bench.training.loop import Loop
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
@@ -111,3 +114,15 @@ def test_a_damaged_image_is_named_when_it_is_read(root: Path) -> None:
     test = load_imagenet(root).test
     with pytest.raises(BadInput, match=r"n02/1\.JPEG: is not a readable image"):
         list(ordered(test, 4, Normalise.by(torch.zeros(3), torch.ones(3))))
+
+
+def test_a_plan_knows_that_images_stay_in_files(root: Path) -> None:
+    """So that on a GPU a cell has it alone."""
+
+    def plan(dataset: str) -> bool:
+        workload = {"dataset": dataset, "network": "digits-cnn", "recipe": {"epochs": 1}}
+        suite = {"title": "one cell", "workloads": [workload], "methods": [{"name": "dense"}]}
+        return make_plan(Suite.model_validate(suite), Filters(), root).reads_files
+
+    assert plan("imagenet")
+    assert not plan("digits")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from bench.execute.cell import CellRun
-from bench.execute.memory import in_memory
+from bench.execute.memory import free_unused, in_memory, is_out_of_memory
+from bench.execute.outcome import describe_failure
 from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
 from methods.base import Batch
@@ -67,6 +70,92 @@ def test_refused_with_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     assert train.failure.kind == "memory"
     assert "out of memory: 1.50 GiB more were asked for" in train.failure.reason
     assert "accumulate_on_out_of_memory" in train.failure.reason
+
+
+CUDA_SAYS = [
+    "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com",
+    "CUDA driver error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+]
+
+
+@pytest.mark.parametrize("message", CUDA_SAYS)
+def test_what_libraries_cannot_allocate_is_out_of_memory_too(message: str) -> None:
+    def large(parts: int) -> int:
+        if parts < 4:
+            raise RuntimeError(message)
+        return parts
+
+    assert in_memory(large, 8) == 4
+    failure = describe_failure(RuntimeError(message))
+    assert failure.kind == "memory"
+    assert message.splitlines()[0] in failure.reason
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        ValueError("CUDA error: out of memory"),
+    ],
+)
+def test_other_errors_are_not(error: Exception) -> None:
+    def fails(parts: int) -> None:
+        assert parts == 1
+        raise error
+
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error)):
+        in_memory(fails, 8)
+
+
+def test_what_only_a_cycle_holds_is_freed_before_the_next_try() -> None:
+    class Held:
+        pass
+
+    seen: list[weakref.ref[Held]] = []
+
+    def large(parts: int) -> bool:
+        if parts > 1:
+            return seen[0]() is None
+        held = Held()
+        held.itself = held  # type: ignore[attr-defined]
+        seen.append(weakref.ref(held))
+        raise torch.OutOfMemoryError("no")
+
+    gc.disable()
+    try:
+        assert in_memory(large, 2)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("error", "answers"),
+    [
+        (None, True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_whether_the_gpu_answers(
+    error: Exception | None, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def synchronize() -> None:
+        if error is not None:
+            raise error
+
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    assert free_unused() == answers
+    assert bool(emptied) == (error is None)
 
 
 def test_given_up_at_single_images() -> None:

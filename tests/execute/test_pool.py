@@ -35,6 +35,34 @@ class Die:
 
 
 @dataclass(frozen=True)
+class Fail:
+    """After it, the GPU answers as `error` says, for as long as the process lives."""
+
+    path: Path
+    error: str
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        def synchronize() -> None:
+            raise RuntimeError(self.error)
+
+        torch.cuda.is_initialized = lambda: True
+        torch.cuda.synchronize = synchronize
+        self.path.write_text(str(os.getpid()))
+        return False
+
+
+@dataclass(frozen=True)
+class TellProcess:
+    path: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        self.path.write_text(str(os.getpid()))
+        return True
+
+
+@dataclass(frozen=True)
 class Sleep:
     def run(self, report: Callable[[float, str], None]) -> bool:
         time.sleep(60)
@@ -82,6 +110,21 @@ def test_a_worker_that_dies_costs_its_task_alone(tmp_path: Path) -> None:
     assert watch.outcomes == {"die": False, "0": True, "1": True, "2": True}
 
 
+@pytest.mark.parametrize(
+    ("error", "replaced"),
+    [("CUDA error: device-side assert triggered", True), ("CUDA error: out of memory", False)],
+)
+def test_a_worker_whose_gpu_no_longer_answers_is_replaced(error: str, replaced: bool, tmp_path: Path) -> None:
+    lost: list[str] = []
+    jobs: list[Job[Any]] = [Job("fail", Fail(tmp_path / "fail", error), "", 1.0)]
+    jobs.append(Job("next", TellProcess(tmp_path / "next"), "", 1.0, needs=("fail",)))
+    watch = Watch()
+    run_jobs(jobs, 1, watch, on_lost=lambda task, kind, reason: lost.append(kind))
+    assert watch.outcomes == {"fail": False, "next": True}
+    assert ((tmp_path / "fail").read_text() != (tmp_path / "next").read_text()) == replaced
+    assert not lost  # it has left its records itself
+
+
 def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
     lost: list[str] = []
     jobs: list[Job[Any]] = [Job("slow", Sleep(), "slow", 1.0), Job("next", Touch(tmp_path / "next"), "", 1.0)]
@@ -113,7 +156,9 @@ def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_cores", lambda: 16)
     assert processes("cpu", None) == 16
     assert processes("cuda", None) == processes("cuda:1", None) == pool.CELLS_PER_GPU
-    assert processes("cuda", 9) == processes("cpu", 9) == 9
+    assert processes("cuda", 9) == processes("cpu", 9) == processes("cuda", 9, reads_files=True) == 9
+    assert processes("cuda", None, reads_files=True) == 1
+    assert processes("cpu", None, reads_files=True) == 16
     assert threads_each("cuda", 4) == 4
     assert threads_each("cuda", 32) == 1
     assert threads_each("cpu", 1) == 1

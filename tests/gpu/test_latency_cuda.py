@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from bench.compaction.own_layers import Select
 from bench.measure.accuracy import score
 from bench.measure.clocks import timer
 from bench.measure.cost import cost
@@ -71,6 +72,14 @@ def test_a_graph_really_computes() -> None:
         out.zero_()
         taken.sample()
         torch.testing.assert_close(out, layer(x))
+
+
+def test_scattered_channels_are_chosen_inside_a_graph() -> None:
+    select, x = Select((2, -1, 0)).to(CUDA), torch.randn(4, 3, 8, 8, device=CUDA)
+    out = torch.zeros(4, 3, 8, 8, device=CUDA)
+    with torch.inference_mode():
+        timer("graph", lambda: out.copy_(select(x)), CUDA).sample()
+        torch.testing.assert_close(out, torch.stack([x[:, 2], torch.zeros_like(x[:, 0]), x[:, 0]], 1))
 
 
 def test_the_allocator_s_peak_does_not_see_other_tensors() -> None:

@@ -11,11 +11,14 @@ import torch
 
 import methods
 from bench import data, networks
-from bench.compaction import find_sites
-from bench.device import place
+from bench.device import place, use
+from bench.offer import all_sites, offered_sites
 from bench.training.loop import Loop
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
+from bench.training.step import WARM_UP, GraphStep
+from methods.base import Batch
+from tests.contract.cases import Case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -35,11 +38,13 @@ def open_loop(name: str, recipe: Recipe = RECIPE, checkpoint: Path | None = None
     dataset = replace(
         digits, train=digits.train.to(CUDA), validation=digits.validation.to(CUDA), augment=True
     )
+    case = Case(name)
+    network_name = case.network  # may build it to find out, which draws
     torch.manual_seed(0)
-    network = place(networks.build("digits-cnn", dataset.input_shape, dataset.classes), CUDA)
-    method = methods.create(name)
-    sites = find_sites(network, torch.zeros(1, *dataset.input_shape, device=CUDA))
-    strength = None if method.traits.trains_once else method.strengths[1]
+    network = place(networks.build(network_name, dataset.input_shape, dataset.classes), CUDA)
+    method, example = case.create(), torch.zeros(1, *dataset.input_shape, device=CUDA)
+    sites = offered_sites(all_sites(network, example), method, streams=False)
+    strength = None if method.traits.trains_once else method.strengths[:2][-1]
     return Loop(network, method, sites, dataset, recipe, 0, CUDA, strength, checkpoint, math.inf)
 
 
@@ -116,3 +121,39 @@ def test_steps_do_not_wait_for_the_device() -> None:
         assert loop.context.step == loop.steps_per_epoch
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_after_a_failed_recording_steps_go_on_as_they_are() -> None:
+    """A wait for the device breaks the capture: its stream is left, and what draws is not taken to be recorded."""
+    own, stream = torch.Generator(CUDA), torch.cuda.current_stream()
+    weight = torch.ones(64, 2, device=CUDA, requires_grad=True)
+
+    def eager(given: Batch) -> torch.Tensor:
+        noise = torch.rand(2, device=CUDA) + torch.rand(2, device=CUDA, generator=own)
+        loss = (given.inputs @ (weight * noise).T).mean()
+        loss.backward()
+        return torch.full((), loss.item())
+
+    failures: list[str] = []
+    step = GraphStep(eager, 4, [own], CUDA, failures.append)
+    batch = Batch(torch.ones(4, 2, device=CUDA), torch.zeros(4, dtype=torch.int64, device=CUDA))
+    losses = [step(batch).item() for _ in range(WARM_UP + 3)]
+    assert len(failures) == 1
+    assert torch.cuda.current_stream() == stream
+    assert all(0 < loss < 4 for loss in losses)
+    assert len(set(losses)) == len(losses)
+    torch.cuda.empty_cache()  # raises where the allocator thinks that a capture goes on
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_second_device() -> None:
+    """Streams and captures are those of the device in use."""
+    second = use("cuda:1")
+    try:
+        step = GraphStep(lambda given: given.inputs.sum(), 4, [], second, pytest.fail)
+        for value in range(WARM_UP + 3):
+            inputs = torch.full((4, 2), float(value), device=second)
+            batch = Batch(inputs, torch.zeros(4, dtype=torch.int64, device=second))
+            assert step(batch).item() == 8 * value
+    finally:
+        use("cuda:0")

@@ -22,6 +22,11 @@ class FakeStream:
         pass
 
 
+MAIN = FakeStream()
+CURRENT: list[FakeStream] = []
+"""Of the device, as entered; the last one is current."""
+
+
 class FakeGraph:
     """Records by calling, replays by calling again."""
 
@@ -29,6 +34,7 @@ class FakeGraph:
 
     def __init__(self) -> None:
         self.replays, self.generators = 0, list[Any]()
+        LIVE.append(self)
 
     def register_generator_state(self, generator: Any) -> None:
         self.generators.append(generator)
@@ -37,8 +43,12 @@ class FakeGraph:
         self.replays += 1
         STEPS.append("replay")
 
+    def reset(self) -> None:
+        LIVE.remove(self)
+
 
 STEPS: list[str] = []
+LIVE: list[FakeGraph] = []
 
 
 @pytest.fixture
@@ -46,18 +56,25 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def recording(graph: FakeGraph, stream: Any, capture_error_mode: str) -> Iterator[None]:
         STEPS.append("record")
+        CURRENT.append(stream)
         yield
+        CURRENT.pop()  # not after an error: as torch, where the end of a broken capture raises
 
     @contextmanager
     def on(stream: Any) -> Iterator[None]:
+        CURRENT.append(stream)
         yield
+        CURRENT.pop()
 
-    STEPS.clear()
+    for state in (STEPS, LIVE, CURRENT):
+        state.clear()
+    CURRENT.append(MAIN)
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: CURRENT[-1])
+    monkeypatch.setattr(torch.cuda, "set_stream", CURRENT.append)
 
 
 def batch(size: int, value: float = 0.0) -> Batch:
@@ -74,7 +91,7 @@ def test_recorded_after_the_warm_up_and_replayed_for_full_batches() -> None:
         return given.inputs.sum()
 
     failures: list[str] = []
-    step = GraphStep(eager, [torch.Generator()], torch.device("cuda"), failures.append)
+    step = GraphStep(eager, 4, [torch.Generator()], torch.device("cuda"), failures.append)
     for _ in range(WARM_UP):
         step(batch(4))
     assert STEPS == ["run"] * WARM_UP
@@ -101,8 +118,25 @@ def test_where_recording_fails_steps_run_as_they_are_and_it_is_said() -> None:
         return given.inputs.sum()
 
     failures: list[str] = []
-    step = GraphStep(eager, [], torch.device("cuda"), failures.append)
+    step = GraphStep(eager, 4, [], torch.device("cuda"), failures.append)
     for _ in range(WARM_UP + 3):
         assert step(batch(4, 1.0)).item() == 8.0
     assert STEPS == ["run"] * WARM_UP + ["record", "fail"] + ["run"] * 3
     assert failures == ["operation not permitted when stream is capturing"]
+    assert CURRENT[-1] is MAIN
+    assert not LIVE
+
+
+@pytest.mark.usefixtures("graphs")
+def test_a_smaller_batch_is_not_recorded() -> None:
+    def eager(given: Batch) -> Tensor:
+        STEPS.append("run")
+        return given.inputs.sum()
+
+    step = GraphStep(eager, 4, [], torch.device("cuda"), pytest.fail)
+    for _ in range(WARM_UP):
+        step(batch(4))
+    step(batch(3))
+    assert STEPS == ["run"] * (WARM_UP + 1)
+    step(batch(4))
+    assert STEPS[WARM_UP + 1 :] == ["record", "run", "replay"]
