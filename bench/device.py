@@ -31,8 +31,8 @@ def resolve(name: str) -> torch.device:
 
 
 def use(name: str) -> torch.device:
-    """A device that was resolved, from here on the current one of this process: streams, graphs and waits that name none
-    are of the current one."""
+    """A device that was resolved, from here on the current one of this process: streams, graphs and waits that name no
+    device are of the current one."""
     device = torch.device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)

@@ -82,8 +82,8 @@ class MeasureTask:
 
 
 def work(pipe: Connection, threads: int = 1) -> None:
-    """Serve tasks, with so many torch threads, until the pipe closes or the GPU no longer answers this process. The parent
-    alone answers to Ctrl-C, and it has said which files are skipped; that one is set aside is news."""
+    """Serve tasks, with so many torch threads, until the pipe closes or the GPU no longer answers this process. The
+    parent alone answers to Ctrl-C, and it has said which files are skipped; that one is set aside is news."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("bench.records").addFilter(lambda record: "skipped" not in record.msg)
     import torch
