@@ -16,6 +16,7 @@ _NO_MEMORY = re.compile(r"CUDA (driver )?error: out of memory|_ALLOC(ATION)?_FAI
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in torch or in what it calls."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
     )
