@@ -44,7 +44,7 @@ class Fail:
     def run(self, report: Callable[[float, str], None]) -> bool:
         import torch
 
-        def synchronize() -> None:
+        def synchronize(device: Any = None) -> None:
             raise RuntimeError(self.error)
 
         torch.cuda.is_initialized = lambda: True
