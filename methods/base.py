@@ -254,6 +254,10 @@ class Method(ABC):
         (loss if penalty is None else loss + penalty).backward()
         return loss.detach()
 
+    def leaves(self) -> Sequence[Tensor]:
+        """Tensors that collect gradients and are in no optimiser: `after_step` takes these up."""
+        return ()
+
     def after_step(self) -> None:
         """After the optimiser's step: proximal steps, decay, masks, ramps."""
 

@@ -170,6 +170,9 @@ class HeterogeneousSensitivity(Method):
                 self._recent.popleft()
         return loss
 
+    def leaves(self) -> Sequence[Tensor]:
+        return list(self.gates.values.values())
+
     def after_step(self) -> None:
         if not self.epsilon:
             return

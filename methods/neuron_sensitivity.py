@@ -91,7 +91,7 @@ def lower_bound(
 def local(preactivation: Tensor, axis: int = 1) -> Tensor:
     """S of one pre-activation (N, units, …) by its values: (units,), zeros and ones. axis: of the units."""
     means = preactivation.detach().movedim(axis, 0).flatten(1).mean(dim=1)
-    return (means > 0).to(means.dtype)
+    return (means > 0).to(_at_least_float32(means.dtype))
 
 
 def _magnitudes(gradient: Tensor) -> Tensor:
@@ -103,8 +103,13 @@ def _mean_magnitude(gradient: Tensor, axis: int) -> Tensor:
     """Mean |·| over all dimensions of (N, units, …) but that of the units; the gradient is used up. A norm would
     need no tensor of magnitudes, but on a CPU it takes three times as long."""
     others = [dim for dim in range(gradient.dim()) if dim != axis % gradient.dim()]
-    sums = _magnitudes(gradient).sum(dim=others)
+    sums = _magnitudes(gradient).sum(dim=others, dtype=_at_least_float32(gradient.dtype))
     return sums / (gradient.numel() // gradient.shape[axis])
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """S is 1 − a small number wherever it matters to a decay of a thousandth a step: bf16 would round that away."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class SensitivityProbe:

@@ -37,19 +37,21 @@ class EagerStep:
     def _in_parts(self, batch: Batch) -> Tensor:
         """Leaves the gradients of the whole batch; its mean loss."""
         images = len(batch.targets)
-        sums: dict[nn.Parameter, Tensor] = {}
+        collecting = [*self.optimizers.parameters, *self.method.leaves()]
+        sums: dict[Tensor, Tensor] = {}
         total = torch.zeros((), device=batch.targets.device)
         chunks = zip(batch.inputs.chunk(self.parts), batch.targets.chunk(self.parts), strict=True)
         for inputs, targets in chunks:
             share = len(targets) / images
-            self.optimizers.zero_grad()
+            for leaf in collecting:
+                leaf.grad = None
             total += share * self.method.training_step(Batch(inputs, targets))
-            for parameter in self.optimizers.parameters:
-                if parameter.grad is not None:
-                    part = parameter.grad.mul_(share)
-                    sums[parameter] = part if parameter not in sums else sums[parameter].add_(part)
-        for parameter, gradient in sums.items():
-            parameter.grad = gradient
+            for leaf in collecting:
+                if leaf.grad is not None:
+                    part = leaf.grad.mul_(share)
+                    sums[leaf] = part if leaf not in sums else sums[leaf].add_(part)
+        for leaf, gradient in sums.items():
+            leaf.grad = gradient
         return total
 
 

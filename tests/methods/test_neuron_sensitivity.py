@@ -198,3 +198,20 @@ def test_local_of_a_map_is_over_images_and_places() -> None:
     p[0, 0, 0, 0], p[1, 0, 1, 1] = -1.0, 2.0
     p[:, 1] = -1.0
     assert local(p).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["full", "lower-bound", "local"])
+def test_in_bf16_a_decay_of_a_thousandth_is_not_rounded_away(kind: str) -> None:
+    network, inputs = small_convnet().float(), images().float()
+    probe = SensitivityProbe(network, LAYERS, kind)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(inputs)
+        found = probe.measure(logits)
+    probe.remove()
+    assert logits.dtype == torch.bfloat16
+    exact = probed(kind, small_convnet(), images())
+    for layer in LAYERS:
+        assert found[layer].dtype == torch.float32
+        torch.testing.assert_close(found[layer].double(), exact[layer], rtol=0.1, atol=0.01)
+        small = found[layer] < 0.5
+        assert ((1 - 1e-3 * (1 - found[layer]))[small] < 1).all()

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import methods
 from bench import data, networks
+from bench.compaction import find_sites
 from bench.training.loop import Loop
 from bench.training.optimizers import Optimizers
 from bench.training.phases import plan_phases
@@ -109,6 +110,26 @@ def test_gradients_of_parts_are_those_of_the_batch() -> None:
     )
     assert "3 parts of at most 167 images" in in_parts.progress.notes[0]
     assert not whole.progress.notes
+
+
+def test_parts_add_up_for_what_no_optimiser_holds() -> None:
+    """The sensitivities of a method that moves them itself."""
+
+    def sensitivities(parts: int) -> Tensor:
+        dataset = data.load("digits", None)
+        torch.manual_seed(0)
+        network = networks.build("mlp-300-100", dataset.input_shape, dataset.classes)
+        method = methods.create("heterogeneous-sensitivity")
+        recipe = Recipe(epochs=1, batch_size=300, optimizer="sgd")
+        sites = find_sites(network, torch.zeros(1, *dataset.input_shape))
+        loop = Loop(network, method, sites, dataset, recipe, 0, torch.device("cpu"), 0.1)
+        loop.parts = parts
+        loop.run(plan_phases(method.phases(1), 1))
+        return torch.cat([s.detach() for s in method.leaves()])
+
+    whole = sensitivities(1)
+    assert (whole - 1).abs().max() > 1e-3
+    torch.testing.assert_close(sensitivities(3), whole, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
