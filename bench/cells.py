@@ -60,13 +60,15 @@ class Skip:
 
 @dataclass
 class Plan:
-    """device: the torch device, resolved. reads_files: whether the images of a data set stay in their files. measures:
-    point id → the id of its measurement on this machine; a point of single weights has none (zeros among the weights
-    cost a dense kernel the same: no kernel, no latency)."""
+    """device: the torch device, resolved. reads_files: whether the images of a data set stay in their files. pinned:
+    network → the operations in it that the analysis does not know and whose channels all stay. measures: point id → the
+    id of its measurement on this machine; a point of single weights has none (zeros among the weights cost a dense
+    kernel the same: no kernel, no latency)."""
 
     suite: Suite
     device: str
     reads_files: bool = False
+    pinned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
     measures: dict[str, str] = field(default_factory=dict)

@@ -18,6 +18,7 @@ import methods
 from bench import data, networks
 from bench.cells import Cell, Plan, Pretraining, Skip
 from bench.choose import Entry, entries_of, numbers, strengths_of, workloads
+from bench.compaction.sites import what_pins
 from bench.data.image_files import ImageFiles
 from bench.device import resolve
 from bench.errors import BadInput, nearest
@@ -46,6 +47,7 @@ def make_plan(suite: Suite, filters: Filters, data_root: Path | None, device_nam
         subject = _Subject.open(f"{suite.where}: workloads.{at}", workload, data_root, device)
         _check_published_sites(suite, subject)
         plan.reads_files |= subject.reads_files
+        plan.pinned[workload.network] = subject.pinned
         for entry in entries:
             if entry.entry.networks and workload.network not in entry.entry.networks:
                 continue
@@ -94,14 +96,15 @@ def _add_cells(
 @dataclass(frozen=True)
 class _Subject:
     """A workload, opened: what the cells of all its methods have in common. where: what a complaint begins with.
-    reads_files: see `Plan`. scored: images that go through a network for each operating point. training_rate: see
-    `Cell`."""
+    pinned, reads_files: see `Plan`. scored: images that go through a network for each operating point. training_rate:
+    see `Cell`."""
 
     where: str
     entry: WorkloadEntry
     workload: Workload
     network: torch.nn.Module
     sites: list[Site]
+    pinned: tuple[str, ...]
     reads_files: bool
     train_size: int
     scored: int
@@ -117,6 +120,7 @@ class _Subject:
             example = torch.zeros(1, *dataset.input_shape)
             with _named(f"network {entry.network!r}"):
                 sites = all_sites(network, example)
+                pinned = what_pins(network, example)
             if all(site.kind == "branch" for site in sites):
                 raise BadInput(f"network {entry.network!r}: nothing in it can be removed (no prunable site)")
         with _named(f"{where}.{'start' if entry.start else 'network'}"):
@@ -137,7 +141,7 @@ class _Subject:
         rate = training_rate(network, macs, dataset.input_shape, device)
         reads_files = isinstance(dataset.train.images, ImageFiles)
         train_size = len(dataset.train)
-        return cls(where, entry, workload, network, sites, reads_files, train_size, scored, macs, rate)
+        return cls(where, entry, workload, network, sites, pinned, reads_files, train_size, scored, macs, rate)
 
 
 def _start(entry: WorkloadEntry, network: torch.nn.Module) -> Start | None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) -> None:
-    """`bench plan`: what is done, what is to do, what is skipped and why, and about how long it takes."""
+    """`bench plan`: what is done, what is to do, what is skipped and why, what of a network stays because an operation
+    is not known, and about how long it takes."""
     cells = plan.to_do(store, options.retry_failed)
     to_do = {cell.train_id for cell in cells}
     for cell in plan.cells:
@@ -33,6 +34,10 @@ def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) 
     for skip in plan.skips:
         line = f" skip  {skip.label} on {skip.network}: {skip.reason}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for network, operations in plan.pinned.items():
+        for operation in operations:
+            line = f" stays  channels of {network} at {operation}, which the analysis does not know"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     work, latency = _seconds_to_do(plan, cells, store, options)
     jobs = processes(plan.device, options.jobs, plan.reads_files)
     wall = work / jobs + latency  # latency is measured one network at a time

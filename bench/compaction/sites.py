@@ -35,6 +35,11 @@ def find_sites(network: nn.Module, example: Tensor) -> list[Site]:
     return [space.site for space in find_spaces(build_graph(sharing_copy(network), example))]
 
 
+def what_pins(network: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """The operations that the analysis does not know, whose channels therefore all stay, as `where: operation`."""
+    return build_graph(sharing_copy(network), example).opaque
+
+
 def find_spaces(graph: Graph) -> list[Space]:
     groups: dict[tuple[int, ...], list[Step]] = {}
     owned = {tuple(step.units.tolist()) for step in graph.producers() if step.operation.kind == "dense"}

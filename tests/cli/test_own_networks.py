@@ -13,7 +13,7 @@ import bench
 from bench import data, networks
 from bench import suite as suites
 from bench.cli import main
-from bench.compaction import load_compact
+from bench.compaction import find_sites, load_compact
 from bench.errors import BadInput
 from bench.execute.subject import Subject
 from bench.filters import Filters
@@ -62,6 +62,17 @@ def branching(input_shape, classes):
 
 def linear(input_shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+class Summing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(64, 8), nn.Linear(8, 6), nn.Linear(6, 10)
+    def forward(self, x):
+        x = torch.cumsum(self.fc1(torch.flatten(x, 1)).relu(), 1)
+        return self.fc3(self.fc2(x).relu())
+
+def summing(input_shape, classes):
+    return Summing()
 
 def imagenet(input_shape, classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1000))
@@ -120,6 +131,17 @@ def test_a_network_that_cannot_be_used(
     assert "mine.toml: workloads.0.network" in line
     for part in [network, *says]:
         assert part in line, line
+
+
+def test_an_unknown_operation_is_named_in_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it works on stays, the rest can go."""
+    write(Path("mine.toml"), suite("user_nets:summing"))
+    plan = make_plan(suites.load("mine.toml"), Filters(), None)
+    assert plan.pinned == {"user_nets:summing": ("cumsum: cumsum",)}
+    network = networks.build("user_nets:summing", (1, 8, 8), 10)
+    assert [site.name for site in find_sites(network, torch.zeros(1, 1, 8, 8))] == ["fc2"]
+    assert main(["plan", "mine.toml"]) == 0
+    assert "stays  channels of user_nets:summing at cumsum: cumsum" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
