@@ -26,9 +26,9 @@ from methods.input_gate import InputGate
 
 
 class Config(BaseModel):
-    """Settings of a method. Unknown keys are refused; values are frozen once checked."""
+    """Settings of a method. Unknown keys, infinities and NaN are refused; values are frozen once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

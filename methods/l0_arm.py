@@ -28,7 +28,7 @@ NOISE = 1e-2
 class L0ArmConfig(L0Config):
     """k: slope of the gates. initial_drop: 1 − π at the start."""
 
-    k: float = Field(default=7.0, gt=0, allow_inf_nan=False)
+    k: float = Field(default=7.0, gt=0)
     initial_drop: float = Field(default=0.1, gt=0, lt=1)
 
 

@@ -58,7 +58,7 @@ class PlasticityConfig(L0Config):
     """
 
     mode: Literal["sparsify", "expand"] = "sparsify"
-    k: float = Field(default=7.0, gt=0, allow_inf_nan=False)
+    k: float = Field(default=7.0, gt=0)
     pretrain: float = Field(default=0.2, gt=0, lt=1)
     harden: float = Field(default=0.3, gt=0, lt=1)
     start_units: int = Field(default=3, gt=0)

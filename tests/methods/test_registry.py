@@ -102,6 +102,20 @@ def test_bad_settings_are_named(config: dict[str, object], message: str) -> None
     assert one_line(error) == message
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_no_setting_of_any_method_is_infinite(value: float) -> None:
+    tried = 0
+    for name in methods.available():
+        if name == "mine":
+            continue
+        for setting, field in methods.get(name).Config.model_fields.items():
+            if field.annotation is float:
+                tried += 1
+                with pytest.raises(methods.BadConfig, match=setting):
+                    methods.create(name, **{setting: value})
+    assert tried > 20
+
+
 def test_a_file_joins_by_path(tmp_path: Path) -> None:
     path = tmp_path / "my_method.py"
     path.write_text(MINE)
