@@ -29,6 +29,7 @@ Deviations, beside those of beta-Bernoulli dropout, with reasons:
 - The scale and shift of the network's own normalisations train on; the PyTorch code freezes them, but not their
   running statistics.
 - Strength scales both divergences; the paper's is 1 in both stages.
+- The mean number of active units is taken on the validation split; the paper takes it on the test split.
 - Strength 0: no prior, so no dependent gates; the second stage of beta-Bernoulli dropout goes on to the end.
 """
 
