@@ -62,7 +62,8 @@ def control_suite(points: Sequence[PointRecord], same_compute: bool = False) -> 
         assert first.dense_cost is not None
         epochs = round(recipe.epochs * first.dense_cost.macs / first.cost.macs)
         recipe = recipe.model_copy(update={"epochs": max(recipe.epochs, epochs)})
-        entries = entries[:1]
+        shape = entries[0]
+        entries = [shape.model_copy(update={"label": f"{shape.label}, same compute"})]
     return Suite(
         title=f"Controls of {len(points)} point{'s' * (len(points) > 1)} of {first.suite}",
         seeds=(first.seed,),

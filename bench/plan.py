@@ -141,7 +141,9 @@ class _Subject:
         rate = training_rate(network, macs, dataset.input_shape, device)
         reads_files = isinstance(dataset.train.images, ImageFiles)
         train_size = len(dataset.train)
-        return cls(where, entry, workload, network, sites, pinned, reads_files, train_size, scored, macs, rate)
+        return cls(
+            where, entry, workload, network, sites, pinned, reads_files, train_size, scored, macs, rate
+        )
 
 
 def _start(entry: WorkloadEntry, network: torch.nn.Module) -> Start | None:

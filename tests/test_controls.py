@@ -114,14 +114,20 @@ def test_the_control_of_a_point_without_the_block_that_names_a_stream(tmp_path: 
     assert shapes(of_control) == shapes(of_original)
 
 
-def test_the_same_compute(finished: tuple[Path, dict[str, PointRecord]]) -> None:
+def test_the_same_compute(finished: tuple[Path, dict[str, PointRecord]], tmp_path: Path) -> None:
     point = finished[1]["layer-sparsity 6"]
     assert point.cost is not None
     assert point.dense_cost is not None
     made = control_suite([point], same_compute=True)
     assert made.workloads[0].recipe.epochs == round(4 * point.dense_cost.macs / point.cost.macs)
     assert made.workloads[0].recipe.epochs > 4
-    assert [entry.name for entry in made.methods] == ["same-shape"]
+    assert [entry.shown for entry in made.methods] == ["same shape as layer-sparsity at 6, same compute"]
+    write_controls(finished[0], [point.id], tmp_path / "controls.toml", same_compute=True)
+    (control,) = run(tmp_path / "controls.toml", tmp_path / "results")
+    assert control.cost is not None
+    assert control.cost.macs == point.cost.macs
+    epochs = control.workload.recipe["epochs"]
+    assert abs(epochs * control.cost.macs - 4 * point.dense_cost.macs) <= control.cost.macs / 2
     with pytest.raises(BadInput, match="give one point"):
         control_suite([point, finished[1]["magnitude 0.8"]], same_compute=True)
 

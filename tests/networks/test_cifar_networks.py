@@ -45,7 +45,9 @@ def test_prunable_weights_of_targeted_dropout(name: str, prunable: int) -> None:
     network = networks.outline(name, CIFAR, 10)
     weights = {at: p.numel() for at, p in network.named_parameters() if p.dim() == 4 and at != "conv1.weight"}
     assert sum(weights.values()) == prunable
-    assert [at for at in weights if "shortcut" in at] == [f"stages.{stage}.0.shortcut.weight" for stage in range(3)]
+    assert [at for at in weights if "shortcut" in at] == [
+        f"stages.{stage}.0.shortcut.weight" for stage in range(3)
+    ]
 
 
 def test_macs_of_the_literature() -> None:

@@ -52,7 +52,9 @@ def test_what_closed_units_save_has_columns_where_there_are_gates(frame_of: Fram
     """The time of gathering, slower than dense here, stands beside that of the static network."""
     cost = DynamicCost(expected_macs=1200.5, gate_operations=34, gate_parameters=30)
     gated, plain = three_seeds("magnitude", [0.9, 0.9]), three_seeds("dense", [0.9, 0.9], 0.0)
-    gated = [record.model_copy(update={"dynamic": cost}) if at % 2 else record for at, record in enumerate(gated)]
+    gated = [
+        record.model_copy(update={"dynamic": cost}) if at % 2 else record for at, record in enumerate(gated)
+    ]
     static, gathered = latency_part(1, 1.0, 2.0), latency_part(1, 4.0, 2.0, engine="gather")
     gated += [measure_record(point, latency=[static, gathered]) for point in gated[1::2]]
     plain += [measure_record(point, latency=[static]) for point in plain[1::2]]
