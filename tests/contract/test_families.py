@@ -1,5 +1,5 @@
-"""Every method on a LeNet, a VGG and a ResNet: what it removes goes physically, and the compact network is the masked one;
-or it says why it does not run there."""
+"""Every method on a LeNet, a VGG and a ResNet: what it removes goes physically, and the compact network is the masked
+one; or it says why it does not run there."""
 
 from __future__ import annotations
 
