@@ -19,7 +19,8 @@ from bench.training.recipe import Recipe
 
 
 def control_entries(point: PointRecord) -> list[MethodEntry]:
-    """`same-shape` and, where only units went, `random` with ratios; at the strength of the point.
+    """`same-shape`, at the strength of the point, and, where only units went, `random` with ratios, at the fraction of
+    all units that went.
 
     Raises BadInput for a point that is not done or has no removed structure.
     """
@@ -32,15 +33,16 @@ def control_entries(point: PointRecord) -> list[MethodEntry]:
     shape: dict[str, Any] = {"kept": kept}
     if point.layer_actions:
         shape["layer_actions"] = list(point.layer_actions)
-    entries = [_entry("same-shape", f"same shape as {of}", point, shape)]
+    entries = [_entry("same-shape", f"same shape as {of}", point.strength, shape)]
     if not point.layer_actions:
         ratios = {site: 1 - count / point.sizes[site] for site, count in kept.items()}
-        entries.append(_entry("random", f"random at the ratios of {of}", point, {"ratios": ratios}))
+        gone = round(1 - sum(point.kept.values()) / sum(point.sizes.values()), 4)
+        entries.append(_entry("random", f"random at the ratios of {of}", gone, {"ratios": ratios}))
     return entries
 
 
-def _entry(name: str, label: str, point: PointRecord, config: dict[str, Any]) -> MethodEntry:
-    return MethodEntry(name=name, label=label, strengths=(point.strength,), config=config)
+def _entry(name: str, label: str, strength: float, config: dict[str, Any]) -> MethodEntry:
+    return MethodEntry(name=name, label=label, strengths=(strength,), config=config)
 
 
 def control_suite(points: Sequence[PointRecord], same_compute: bool = False) -> Suite:

@@ -100,6 +100,19 @@ def test_controls_have_the_shape_of_their_point(
     assert random.kept == points["magnitude 0.8"].kept
 
 
+def test_the_strength_of_a_point_may_be_anything(
+    finished: tuple[Path, dict[str, PointRecord]], tmp_path: Path
+) -> None:
+    """A penalty of 30 is none of the fractions that random units take for a strength."""
+    point = finished[1]["magnitude 0.8"].model_copy(update={"strength": 30.0})
+    made = control_suite([point])
+    gone = 1 - sum(point.kept.values()) / sum(point.sizes.values())
+    assert [entry.strengths for entry in made.methods] == [(30.0,), (pytest.approx(gone, abs=1e-4),)]
+    (tmp_path / "controls.toml").write_text(as_toml(made))
+    cells = make_plan(suite.load(str(tmp_path / "controls.toml")), Filters(), None).cells
+    assert [cell.method.name for cell in cells] == ["same-shape", "random"]
+
+
 def test_the_control_of_a_point_without_the_block_that_names_a_stream(tmp_path: Path) -> None:
     (tmp_path / "points.toml").write_text(BRANCHES)
     original = run(tmp_path / "points.toml", tmp_path / "results")[0]
