@@ -60,9 +60,8 @@ def full(
             if gradient is None:
                 continue
             if ends[at] is preactivations[at]:
-                part = _mean_magnitude(gradient.flatten(0, 1) if batched else gradient, axes[at]) * len(
-                    classes
-                )
+                mean = _mean_magnitude(gradient.flatten(0, 1) if batched else gradient, axes[at])
+                part = mean * len(classes)
             else:
                 part = _magnitudes(gradient).sum(dim=0) if batched else _magnitudes(gradient)
             before = totals[at]

@@ -31,10 +31,10 @@ class Select(nn.Module):
         self._after = len(self.positions) - len(given) - self._before
         inner = self.positions[self._before : self._before + len(given)]
         self._start = given[0] if given else 0
-        self._is_block = inner == tuple(range(self._start, self._start + len(given)))
+        is_block = inner == tuple(range(self._start, self._start + len(given)))
         self._given = len(given)
         index = mask = None
-        if not self._is_block:
+        if not is_block:
             places = torch.tensor(self.positions)
             index = places.clamp(min=0)
             mask = places >= 0 if self._given < len(self.positions) else None

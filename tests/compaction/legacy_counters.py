@@ -45,11 +45,11 @@ def tf_vgg(units: Sequence[int]) -> int:
     """units: of 13 convolutions, of the features that enter the hidden layer, of the hidden layer."""
     total = 0
     for inputs, maps, side, last in _convolutions(units):
-        total += _tf_conv(inputs, maps, side, 3) + maps * (
-            1 if last else 2
-        )  # batch norm, and dropout but in the last
+        total += _tf_conv(inputs, maps, side, 3) + maps  # batch norm
         if last:
             total += maps * (side // 2 if side != 8 else 2) ** 2  # the third pooling's maps are taken for 4×4
+        else:
+            total += maps  # dropout
     features, hidden = units[13:]
     return total + features + _tf_dense(features, hidden) + hidden + _tf_dense(hidden, CLASSES, relu=False)
 
