@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
             "--jobs",
             type=_positive,
             default=None,
-            help="processes (default: the cores; on a GPU 4 at most, 1 for images in files)",
+            help="processes (default: the cores; on a GPU 8 at most, 1 for images in files)",
         )
         _device(running)
         running.add_argument(

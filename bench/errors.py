@@ -22,6 +22,11 @@ class CellFailed(Exception):
         self.kind = kind
 
 
+class GpuLost(Exception):
+    """The GPU no longer answers this process. It may be another's fault: processes that share a GPU by MPS lose it
+    together."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A hint for an unknown word: ` (did you mean 'x'?)`, or the valid words where none is near."""
     words = sorted(valid)

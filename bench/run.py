@@ -17,6 +17,7 @@ from bench import estimate
 from bench import suite as suites
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
+from bench.execute.gpu_sharing import side_by_side
 from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, child_environment, cores_each, processes, run_jobs, threads_each
 from bench.execute.progress import Display
@@ -188,7 +189,8 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
     with Display(f"{plan.suite.name}: training", jobs, console) as display:
         workers = processes(plan.device, options.jobs, plan.reads_files)
         threads = threads_each(plan.device, workers)
-        run_jobs(jobs, workers, display, options.timeout, on_lost, threads)
+        with side_by_side(plan.device, min(workers, len(jobs))):
+            run_jobs(jobs, workers, display, options.timeout, on_lost, threads)
 
 
 def _measure(plan: Plan, store: Store, options: RunOptions, console: Console) -> list[str]:

@@ -13,10 +13,10 @@ from bench import data
 from bench.cells import Cell
 from bench.compaction import find_sites, load_archive
 from bench.compaction.verify import FLOAT32_BOUND, difference
-from bench.data.batches import Normalise, ordered
+from bench.data.batches import Normalise, evaluation_batch, ordered
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput, CellFailed
 from bench.execute import layout
-from bench.execute.cell import EVALUATION_BATCH, CellRun
+from bench.execute.cell import CellRun
 from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.measure.accuracy import score
@@ -87,7 +87,7 @@ def _archived(point: PointRecord, folder: Path, data_root: Path | None) -> Itera
             counted = with_gate_cost(counted, gates)
             gating = dynamic_cost(archive.network, sites, gates, point.expected_activity, example)
         test = data.load_test(workload.dataset, data_root)
-        scores = score(network, ordered(test, EVALUATION_BATCH, Normalise.of(dataset, CPU)))
+        scores = score(network, ordered(test, evaluation_batch(dataset.input_shape), Normalise.of(dataset, CPU)))
     except (BadInput, CellFailed, ValueError, RuntimeError) as error:
         yield str(error) if isinstance(error, BadInput | CellFailed) else in_one_line(error)
         return
@@ -116,7 +116,7 @@ def _lacks_gates(point: PointRecord) -> bool:
 def _ties(network: torch.nn.Module, dataset: data.split.Dataset, test: data.split.Split) -> int:
     """Images whose two largest logits are so close that another machine may order them otherwise."""
     close = 0
-    for batch in ordered(test, EVALUATION_BATCH, Normalise.of(dataset, CPU)):
+    for batch in ordered(test, evaluation_batch(dataset.input_shape), Normalise.of(dataset, CPU)):
         logits = network(batch.inputs)
         best = logits.topk(2, dim=1).values
         close += int((best[:, 0] - best[:, 1] <= FLOAT32_BOUND * logits.abs().amax(1)).sum())
@@ -179,7 +179,7 @@ def _remade(point: PointRecord, cell: Cell, folder: Path, data_root: Path | None
     ]
     if _lacks_gates(point):
         return faults
-    batches = (batch.inputs for batch in ordered(test, EVALUATION_BATCH, normalise))
+    batches = (batch.inputs for batch in ordered(test, evaluation_batch(run.dataset.input_shape), normalise))
     apart = difference(proven.reference, archived, batches)
     if not apart <= FLOAT32_BOUND:
         faults.append(f"the archived network differs from the masked one by {apart:.2g} of the output scale")

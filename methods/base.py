@@ -180,10 +180,7 @@ class Method(ABC):
 
     strengths: the default grid, weakest first. strength_meaning: one sentence on what a larger value does. At strength
     zero a method keeps the whole network. autocast: whether the network's passes in training may run in bf16 where the
-    recipe asks for it; no for an estimator that lives on small differences. capturable: whether `training_step` and
-    `penalty` do the same operations in every full batch of a phase, decide nothing on the host, keep no batch, draw
-    from `context.generator` alone, and use tensors that are changed in place only; such a step may be recorded once and
-    replayed (`after_step` always runs as it is).
+    recipe asks for it; no for an estimator that lives on small differences.
     """
 
     name: ClassVar[str]
@@ -193,7 +190,6 @@ class Method(ABC):
     strength_meaning: ClassVar[str]
     Config: ClassVar[type[BaseModel]] = Config
     autocast: ClassVar[bool] = True
-    capturable: ClassVar[bool] = False
 
     network: nn.Module
     sites: Sequence[Site]
@@ -206,6 +202,14 @@ class Method(ABC):
     @abstractmethod
     def traits(self) -> Traits:
         """May depend on the config."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `training_step` and `penalty` do the same operations in every full batch of a phase, decide nothing
+        on the host, keep no batch, draw from `context.generator` alone, and use tensors that are changed in place only;
+        such a step may be recorded once as a CUDA graph and replayed (`after_step` always runs as it is). May depend on
+        the config."""
+        return False
 
     def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
         """None, or the reason why this method, with its config, cannot run on `network`; asked before anything is

@@ -45,9 +45,21 @@ def full(
     classes leaves its caches there and takes half as long again as ten products. Where the pre-activations are
     pooled, the magnitudes of the classes are added up behind the pooling.
     """
-    count = logits.shape[1]
-    chunk = classes_at_once or (1 if logits.device.type == "cpu" else count)
     axes = axes or [1] * len(preactivations)
+    chunk = classes_at_once or (1 if logits.device.type == "cpu" else logits.shape[1])
+    try:
+        return _full(logits, preactivations, axes, chunk)
+    except RuntimeError as error:
+        # torch has no batched backward pass for every network: not for a normalised channels-last one on a GPU.
+        if chunk == 1 or "vmap" not in str(error):
+            raise
+        return _full(logits, preactivations, axes, 1)
+
+
+def _full(
+    logits: Tensor, preactivations: Sequence[GradientEdge], axes: Sequence[int], chunk: int
+) -> list[Tensor | None]:
+    count = logits.shape[1]
     ends = past_pooling(logits, preactivations)
     totals: list[Tensor | None] = [None] * len(preactivations)
     for classes in torch.eye(count, dtype=logits.dtype, device=logits.device).split(chunk):

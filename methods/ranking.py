@@ -30,9 +30,10 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     if count >= scores.shape[-1]:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = _kth_smallest(scores, count)
-    chosen = scores <= threshold
-    if bool((chosen.count_nonzero(dim=-1) == count).all()):
-        return chosen
+    if scores.device.type == "cpu":  # ties are rare; on a GPU, to look for them would be to wait for it
+        chosen = scores <= threshold
+        if bool((chosen.count_nonzero(dim=-1) == count).all()):
+            return chosen
     below, tied = scores < threshold, scores == threshold
     still_free = count - below.count_nonzero(dim=-1).unsqueeze(-1)
     return below | (tied & (tied.cumsum(dim=-1) <= still_free))

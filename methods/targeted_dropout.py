@@ -91,6 +91,11 @@ class TargetedDropout(Method):
     def traits(self) -> Traits:
         return Traits(granularity=self.config.granularity, strength="ratio", trains_once=True)
 
+    @property
+    def capturable(self) -> bool:
+        """A ramp has other candidates in every step, and how many is decided on the host."""
+        return not self.config.ramp
+
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)
         if self.config.granularity == "weight":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -55,6 +56,12 @@ def shuffled(
     order = torch.randperm(len(split), generator=generator)[:images].to(split.labels.device)
     for inputs, labels in split.batches(order.split(batch_size)[start:]):
         yield Batch(normalise(inputs if augment is None else augment(inputs)), labels)
+
+
+def evaluation_batch(input_shape: tuple[int, ...]) -> int:
+    """How many images at once where nothing is trained: 1,024 up to CIFAR's size (C, 32, 32), of larger ones as many as
+    have so many pixels, 64 at least."""
+    return max(64, min(1024, 1024 * 32 * 32 // math.prod(input_shape[1:])))
 
 
 def ordered(split: Split, batch_size: int, normalise: Normalise) -> Iterator[Batch]:

@@ -25,12 +25,12 @@ from bench.compaction import (
 from bench.compaction.archive import save_compact
 from bench.compaction.gating import cut_gates, with_gates
 from bench.compaction.verify import FLOAT32_BOUND, Certificate, difference
-from bench.data.batches import Normalise, ordered
+from bench.data.batches import Normalise, evaluation_batch, ordered
 from bench.data.split import Split
 from bench.device import exact_float32, place
 from bench.errors import CellFailed
 from bench.execute import layout
-from bench.execute.memory import T, in_memory
+from bench.execute.memory import T, in_memory, raise_if_lost
 from bench.execute.outcome import Outcome, describe_failure
 from bench.execute.subject import Subject, resting_context, units_left
 from bench.measure.accuracy import score
@@ -46,7 +46,6 @@ from bench.training.thinning import masks_of, take_away
 from methods.base import SparsityPlan
 from methods.input_gate import InputGate
 
-EVALUATION_BATCH = 1024
 REAL_IMAGES = 256
 """How many validation images the certificate compares on, beside random inputs."""
 
@@ -85,7 +84,8 @@ class CellRun:
 
     @exact_float32()
     def run(self, retry_failed: bool = False) -> bool:
-        """True when every stage of the cell is done. A finished stage is not done again."""
+        """True when every stage of the cell is done. A finished stage is not done again. Raises GpuLost, which
+        leaves no record."""
         finished = {"done"} if retry_failed else {"done", "failed"}
         points = [(s, p) for s, p in self.cell.points if self.store.status("point", p) not in finished]
         began = time.perf_counter()
@@ -93,6 +93,7 @@ class CellRun:
             self.open_data()
             trained = self._in_memory(self._train_stage)
         except Exception as error:
+            raise_if_lost(error)
             failure = describe_failure(error)
             self.store.write(self.outcome.train("failed", time.perf_counter() - began, failure=failure))
             for strength, point in points:
@@ -104,6 +105,7 @@ class CellRun:
             try:
                 record = self._point_stage(trained, strength, point)
             except Exception as error:
+                raise_if_lost(error)
                 seconds = time.perf_counter() - began
                 record = self.outcome.point(
                     strength, point, "failed", seconds, failure=describe_failure(error)
@@ -113,11 +115,13 @@ class CellRun:
 
     @exact_float32()
     def run_pretraining(self) -> bool:
-        """Only the plain training that this cell shares with others. A failure is left to the cells to record."""
+        """Only the plain training that this cell shares with others. A failure is left to the cells to record. Raises
+        GpuLost."""
         try:
             self.open_data()
             self._in_memory(self._pretrain_alone)
-        except Exception:
+        except Exception as error:
+            raise_if_lost(error)
             return False
         return True
 
@@ -245,7 +249,7 @@ class CellRun:
             )
 
         def scored(subject: nn.Module, split: Split) -> Any:
-            return score(subject, ordered(split, EVALUATION_BATCH, normalise))
+            return score(subject, ordered(split, evaluation_batch(self.dataset.input_shape), normalise))
 
         full = networks.build(self.cell.workload.network, self.dataset.input_shape, self.dataset.classes).to(
             self.device
@@ -318,7 +322,7 @@ class CellRun:
     ) -> CertificatePart:
         """`proof` is about the plain networks; gates that depend on the image, if any, are in place in the two
         networks compared here."""
-        batches = (batch.inputs for batch in ordered(test, EVALUATION_BATCH, normalise))
+        batches = (batch.inputs for batch in ordered(test, evaluation_batch(self.dataset.input_shape), normalise))
         changes, images = top1_changes(reference, delivered, batches)
         single = max(proof.difference_float32, difference(reference, delivered, [real]))
         reason = proof.reason

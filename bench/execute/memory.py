@@ -9,6 +9,8 @@ from typing import TypeVar
 
 import torch
 
+from bench.errors import GpuLost
+
 T = TypeVar("T")
 
 _NO_MEMORY = re.compile(r"CUDA (driver )?error: out of memory|_ALLOC(ATION)?_FAILED")
@@ -34,6 +36,14 @@ def free_unused() -> bool:
     except RuntimeError as error:
         return is_out_of_memory(error)
     return True
+
+
+def raise_if_lost(error: Exception) -> None:
+    """Raise GpuLost where `error` has left this process without its GPU, so that the outcome says nothing of the cell
+    yet."""
+    if not free_unused():
+        said = (str(error).splitlines() or [""])[0]
+        raise GpuLost(f"the GPU no longer answered: {type(error).__name__}: {said}") from error
 
 
 def in_memory(train: Callable[[int], T], most_parts: int) -> T:

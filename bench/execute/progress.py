@@ -51,6 +51,8 @@ class Display:
     def started(self, job: Job[Any]) -> None:
         self.running[job.key] = (job.weight, 0.0)
         if self.live is not None:
+            if job.key in self.bars:  # it begins anew
+                self.live.remove_task(self.bars[job.key])
             self.bars[job.key] = self.live.add_task(f"  {job.title}", total=1.0, note="starting")
 
     def moved(self, job: Job[Any], fraction: float, doing: str) -> None:

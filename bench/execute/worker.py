@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from bench.cells import Cell
+from bench.errors import GpuLost
 
 
 @contextmanager
@@ -106,7 +107,11 @@ def work(pipe: Connection, threads: int = 1) -> None:
         except (EOFError, OSError):
             return
         tell("began", 0.0, "")
-        well = task.run(partial(tell, "progress"))
+        try:
+            well = task.run(partial(tell, "progress"))
+        except GpuLost as lost:
+            tell("lost", False, str(lost))
+            os._exit(1)
         if not free_unused():
             tell("left", well, "")
             os._exit(1)  # what torch does when a process ends would fail too, and say so at length

@@ -16,17 +16,22 @@ WORKLOAD = ["dataset", "dataset_fingerprint", "network", "protocol_version", "re
 
 _VARIANT = ["method", "dataset_fingerprint", "protocol_version", "recipe", "config"]
 
+_OF_A_POINT = {"kept", "layer_actions", "ratios"}
+"""Settings of a control (`bench controls`): the shape of a point, and so another one for every seed of it."""
+
 
 def distinct_labels(frame: pandas.DataFrame) -> pandas.DataFrame:
     """A copy of a point frame in which a label of a network names one method, config, recipe, data and
     protocol.
 
     Where one label stands for several, what tells them apart is appended (`magnitude [epochs=20]`): numbers
-    of two protocols or budgets never share a row.
+    of two protocols or budgets never share a row. The controls of one point of each seed do.
     """
     frame = frame.copy()
     for name in {*QUESTION, *_VARIANT} & set(frame.columns):
         frame[name] = frame[name].astype("object")
+    for _, group in frame.groupby([*QUESTION, *_VARIANT[:-1]], sort=True):
+        _make_one_question_of_controls(frame, group)
     for _, group in frame.groupby(QUESTION, sort=True):
         variants = group[_VARIANT].drop_duplicates()
         if len(variants) == 1:
@@ -39,6 +44,17 @@ def distinct_labels(frame: pandas.DataFrame) -> pandas.DataFrame:
             told = ", ".join(f"{name}={one[name]}" for name in differing if name in one)
             frame.loc[group.index[same], "label"] = group["label"].iloc[0] + f" [{told}]"
     return frame.sort_values([*QUESTION, "strength", "seed"], kind="stable", ignore_index=True)
+
+
+def _make_one_question_of_controls(frame: pandas.DataFrame, group: pandas.DataFrame) -> None:
+    """In the rows of `frame` of a label, where each is the control of a point of another seed: without what is this
+    point's, and at their mean strength."""
+    configs = [json.loads(config) for config in group["config"]]
+    if group["seed"].duplicated().any() or not all(_OF_A_POINT & config.keys() for config in configs):
+        return
+    shared = [{key: value for key, value in config.items() if key not in _OF_A_POINT} for config in configs]
+    frame.loc[group.index, "config"] = [json.dumps(config, sort_keys=True) for config in shared]
+    frame.loc[group.index, "strength"] = group["strength"].mean()
 
 
 def _settings(row: dict[Any, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from bench.data import test_is_sealed
 from bench.data.augmentation import crop_and_flip, resized_crop
-from bench.data.batches import Augment, Normalise, ordered, shuffled
+from bench.data.batches import Augment, Normalise, evaluation_batch, ordered, shuffled
 from bench.data.split import Dataset
 from bench.errors import CellFailed
 from bench.measure.accuracy import score
@@ -244,7 +244,8 @@ class Loop:
 
     def validate(self) -> Evaluation:
         """The network as it stands on the validation split."""
-        scores = score(self.network, ordered(self.data.validation, 1024, self.normalise))
+        batch_size = evaluation_batch(self.data.input_shape)
+        scores = score(self.network, ordered(self.data.validation, batch_size, self.normalise))
         return Evaluation(loss=scores.loss, accuracy=scores.accuracy)
 
     def _ask_method(self, optimizers: Optimizers) -> Request | None:

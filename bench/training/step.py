@@ -104,6 +104,8 @@ class GraphStep:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         for generator in self._generators:
             graph.register_generator_state(generator)
+        drawn_from = [torch.cuda.default_generators[self._stream.device_index], *self._generators]
+        before = [generator.clone_state() for generator in drawn_from]
         try:
             # Other threads may go on: one that reads images ahead copies to the device as it likes.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
@@ -111,9 +113,11 @@ class GraphStep:
         except RuntimeError as error:
             self._failed = True
             # What breaks a capture raises again where it ends, before the context of its stream is left. Without the
-            # reset, the allocator and the generators would take it for one that goes on.
+            # reset, the allocator would take it for one that goes on; so would the generators, with or without it.
             torch.cuda.set_stream(current)
             graph.reset()
+            for generator, state in zip(drawn_from, before, strict=True):
+                generator.graphsafe_set_state(state)
             self._on_failure((str(error).splitlines() or [type(error).__name__])[0])
         else:
             self._graph = graph

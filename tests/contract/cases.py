@@ -99,9 +99,14 @@ def all_cases() -> list[Case]:
 
 
 def cells_of(
-    case: Case, strengths: tuple[float, ...] | None = None, seed: int = 0, network: str | None = None
+    case: Case,
+    strengths: tuple[float, ...] | None = None,
+    seed: int = 0,
+    network: str | None = None,
+    streams: bool = False,
 ) -> list[Cell]:
-    """The cells of one method on the digits, with a budget of a few epochs. network: that of the case by default."""
+    """The cells of one method on the digits, with a budget of a few epochs. network: that of the case by default.
+    streams: whether units of residual streams are offered too."""
     small = suite.Suite.model_validate(
         {
             "name": "contract",
@@ -111,6 +116,7 @@ def cells_of(
                 {
                     "dataset": "digits",
                     "network": network or case.network,
+                    "streams": streams,
                     "recipe": case.recipe.model_dump(mode="json"),
                 }
             ],

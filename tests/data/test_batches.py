@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import data
-from bench.data.batches import Normalise, ordered, shuffled
+from bench.data.batches import Normalise, evaluation_batch, ordered, shuffled
 from bench.data.split import Split
 
 SAME = Normalise.by(torch.zeros(1), torch.ones(1))
@@ -101,3 +101,11 @@ def test_ordered_keeps_the_order() -> None:
     assert torch.equal(
         (torch.cat([b.inputs for b in batches])[:, 0, 0, 0] * 255).round().long(), torch.arange(50)
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"),
+    [((1, 8, 8), 1024), ((3, 32, 32), 1024), ((3, 64, 64), 256), ((3, 224, 224), 64)],
+)
+def test_large_images_are_evaluated_in_smaller_batches(shape: tuple[int, ...], images: int) -> None:
+    assert evaluation_batch(shape) == images

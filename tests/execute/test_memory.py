@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.errors import GpuLost
 from bench.execute.cell import CellRun
 from bench.execute.memory import free_unused, in_memory, is_out_of_memory
 from bench.execute.outcome import describe_failure
@@ -168,3 +169,26 @@ def test_given_up_at_single_images() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         in_memory(never, 6)
     assert tried == [1, 2, 4, 6]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_without_its_gpu_a_cell_leaves_no_record(
+    answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another's fault; a failure of the cell's own, behind which the GPU answers, is recorded."""
+
+    def fails(method: Dense, batch: Batch) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(Dense, "training_step", fails)
+    monkeypatch.setattr("bench.execute.memory.free_unused", lambda: answers)
+    (cell,) = cells_of(Case("dense"), (0.0,))
+    cells = CellRun(replace(cell, pretraining=None), tmp_path, None, CPU, lambda fraction, doing: None)
+    if answers:
+        assert not cells.run()
+    else:
+        with pytest.raises(GpuLost, match="illegal memory access"):
+            cells.run()
+        with pytest.raises(GpuLost):
+            cells.run_pretraining()
+    assert (Store(tmp_path).status("train", cell.train_id) == "failed") == answers

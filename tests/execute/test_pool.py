@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.errors import GpuLost
 from bench.execute import pool
 from bench.execute.pool import Job, processes, run_jobs, threads_each
 
@@ -51,6 +52,35 @@ class Fail:
         torch.cuda.synchronize = synchronize
         self.path.write_text(str(os.getpid()))
         return False
+
+
+@dataclass(frozen=True)
+class LoseGpu:
+    """The first `times` times that it runs; what it finds in `beside` when it does not."""
+
+    folder: Path
+    times: int
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        tries = len(list(self.folder.glob("try-*")))
+        (self.folder / f"try-{tries}").touch()
+        if tries < self.times:
+            raise GpuLost("the GPU no longer answered")
+        (self.folder / "beside").write_text(str((self.folder / "running").exists()))
+        return True
+
+
+@dataclass(frozen=True)
+class Run:
+    """Leaves a file for as long as it runs."""
+
+    folder: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        (self.folder / "running").touch()
+        time.sleep(6)
+        (self.folder / "running").unlink()
+        return True
 
 
 @dataclass(frozen=True)
@@ -123,6 +153,22 @@ def test_a_worker_whose_gpu_no_longer_answers_is_replaced(error: str, replaced: 
     assert watch.outcomes == {"fail": False, "next": True}
     assert ((tmp_path / "fail").read_text() != (tmp_path / "next").read_text()) == replaced
     assert not lost  # it has left its records itself
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_was_cut_off_is_tried_once_more_and_alone(times: int, tmp_path: Path) -> None:
+    lost: list[tuple[str, str]] = []
+    jobs: list[Job[Any]] = [
+        Job("lose", LoseGpu(tmp_path, times), "", 1.0),
+        Job("run", Run(tmp_path), "", 1.0),
+    ]
+    jobs.append(Job("next", Touch(tmp_path / "next"), "", 1.0, needs=("lose",)))
+    watch = Watch()
+    run_jobs(jobs, 2, watch, on_lost=lambda task, kind, reason: lost.append((kind, reason)))
+    assert watch.outcomes == {"lose": times == 1, "run": True, "next": True}
+    assert lost == ([] if times == 1 else [("gpu", "the GPU no longer answered")])
+    assert len(list(tmp_path.glob("try-*"))) == 2
+    assert times == 2 or (tmp_path / "beside").read_text() == "False"
 
 
 def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:

@@ -115,10 +115,23 @@ def test_sites_of_an_inverted_residual_network() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet20-b", "preact-resnet20", "mobilenetv2"])
-def test_half_of_all_units_go_exactly(name: str) -> None:
-    network = randomise(networks.build(name, (3, 8, 8), 10)).eval()
-    example = torch.zeros(1, 3, 8, 8)
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("resnet20", 8),
+        ("resnet20-b", 8),
+        ("preact-resnet20", 8),
+        ("mobilenetv2", 8),
+        ("td-resnet32-narrow", 8),
+        ("wrn-16-4", 8),
+        ("densenet-bc-100-12", 8),
+        ("vgg16", 32),
+        ("alexnet-cifar", 32),
+    ],
+)
+def test_half_of_all_units_go_exactly(name: str, side: int) -> None:
+    network = randomise(networks.build(name, (3, side, side), 10)).eval()
+    example = torch.zeros(1, 3, side, side)
     plan = random_plan(network, example)
     result = compact(network, plan, example)
     assert result.certificate.passed

@@ -21,7 +21,8 @@ from bench.data.augmentation import crop_and_flip
 from bench.data.batches import Normalise
 from bench.data.split import Dataset, Split
 from bench.device import place
-from bench.execute.pool import Job, run_jobs
+from bench.execute.gpu_sharing import side_by_side
+from bench.execute.pool import CELLS_PER_GPU, Job, run_jobs
 from bench.training.loop import Loop
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
@@ -35,7 +36,7 @@ CIFAR = Recipe(
     augmentation="crop-and-flip",
     precision="bf16",
 )
-TOGETHER = 4
+TOGETHER = (4, CELLS_PER_GPU)
 
 
 def random_images(shape: tuple[int, int, int], count: int, device: torch.device) -> Dataset:
@@ -136,7 +137,10 @@ def epochs_a_second(network: str, cells: int, epochs: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / str(at) for at in range(cells)]
         jobs = [Job(path.name, Training(path, network, epochs), path.name, 1.0) for path in paths]
-        run_jobs(jobs, cells, Quiet())
+        with side_by_side("cuda", cells) as shared:
+            run_jobs(jobs, cells, Quiet())
+        if cells > 1 and not shared:
+            print("  no MPS here: the cells take turns")
         found = [[float(number) for number in path.read_text().split()] for path in paths]
     began, ended = min(start for start, _, _ in found), max(end for _, end, _ in found)
     return sum(count for _, _, count in found) / (ended - began)
@@ -155,11 +159,13 @@ def main() -> None:
         print(f"  resnet20, batch 512, bf16: {cell:.2f} s an epoch, bare {bare:.2f} s: {cell / bare:.2f}")
     for network, epochs in (("mlp-300-100", 40), ("lenet5", 40)):
         alone = epochs_a_second(network, 1, epochs)
-        together = epochs_a_second(network, TOGETHER, epochs)
-        print(
-            f"  {network}: {TOGETHER} cells at once {together:.2f} epochs a second, one {alone:.2f}: "
-            f"{together / alone:.2f}"
-        )
+        for cells in TOGETHER:
+            together = epochs_a_second(network, cells, epochs)
+            print(
+                f"  {network}: {cells} cells at once {together:.2f} epochs a second, one {alone:.2f}: "
+                f"{together / alone:.2f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

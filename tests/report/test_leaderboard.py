@@ -124,6 +124,36 @@ def test_a_label_that_names_two_configurations_is_told_apart(frame_of: Frames) -
     assert leaderboard(frame_of(records))["label"].tolist() == ["magnitude [norm=1]", "magnitude [norm=2]"]
 
 
+def controls_of(label: str, key: str, shapes: list[dict[str, float]], epochs: int = 4) -> list:
+    """As `bench controls` makes them: each seed has the shape, and the fraction, of its own point."""
+    records = []
+    for seed, shape in enumerate(shapes):
+        train = train_record(label, seed=seed, epochs=epochs, **{key: shape})
+        records += [train, point_record(train, 0.5 + seed / 10, 0.8 + seed / 10)]
+    return records
+
+
+@pytest.mark.parametrize("key", ["kept", "ratios"])
+def test_controls_of_a_point_of_each_seed_share_a_row(key: str, frame_of: Frames) -> None:
+    (row,) = leaderboard(frame_of(controls_of("control", key, [{"a": 3}, {"a": 4}]))).to_dict("records")
+    assert (row["label"], row["seeds"]) == ("control", 2)
+    assert row["strength"] == pytest.approx(0.55)
+    assert row["test_accuracy"] == pytest.approx(0.85)
+
+
+def test_controls_of_two_budgets_do_not(frame_of: Frames) -> None:
+    records = controls_of("control", "kept", [{"a": 3}, {"a": 4}])
+    records += controls_of("control", "kept", [{"a": 3}, {"a": 4}], epochs=20)
+    board = leaderboard(frame_of(records))
+    assert board["label"].tolist() == ["control [epochs=20]", "control [epochs=4]"]
+    assert board["seeds"].tolist() == [2, 2]
+
+
+def test_nor_controls_of_two_points_of_a_seed(frame_of: Frames) -> None:
+    records = controls_of("control", "kept", [{"a": 3}]) + controls_of("control", "kept", [{"a": 4}])
+    assert leaderboard(frame_of(records))["seeds"].tolist() == [1, 1]
+
+
 def test_weights_only_saves_non_zeros_not_parameters(frame_of: Frames) -> None:
     (row,) = leaderboard(frame_of(three_seeds("magnitude-weights", [0.9], 0.75))).to_dict("records")
     assert row["parameters_ratio"] == row["macs_ratio"] == 1.0
