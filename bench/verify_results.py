@@ -87,7 +87,9 @@ def _archived(point: PointRecord, folder: Path, data_root: Path | None) -> Itera
             counted = with_gate_cost(counted, gates)
             gating = dynamic_cost(archive.network, sites, gates, point.expected_activity, example)
         test = data.load_test(workload.dataset, data_root)
-        scores = score(network, ordered(test, evaluation_batch(dataset.input_shape), Normalise.of(dataset, CPU)))
+        scores = score(
+            network, ordered(test, evaluation_batch(dataset.input_shape), Normalise.of(dataset, CPU))
+        )
     except (BadInput, CellFailed, ValueError, RuntimeError) as error:
         yield str(error) if isinstance(error, BadInput | CellFailed) else in_one_line(error)
         return

@@ -322,7 +322,9 @@ class CellRun:
     ) -> CertificatePart:
         """`proof` is about the plain networks; gates that depend on the image, if any, are in place in the two
         networks compared here."""
-        batches = (batch.inputs for batch in ordered(test, evaluation_batch(self.dataset.input_shape), normalise))
+        batches = (
+            batch.inputs for batch in ordered(test, evaluation_batch(self.dataset.input_shape), normalise)
+        )
         changes, images = top1_changes(reference, delivered, batches)
         single = max(proof.difference_float32, difference(reference, delivered, [real]))
         reason = proof.reason

@@ -36,7 +36,7 @@ def side_by_side(device: str, workers: int) -> Iterator[bool]:
     if PIPES in os.environ or control is None:
         yield PIPES in os.environ
         return
-    with tempfile.TemporaryDirectory(prefix="bench-mps-") as folder:
+    with tempfile.TemporaryDirectory(prefix="bench-mps-", ignore_cleanup_errors=True) as folder:
         own = {PIPES: folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         try:
             works = _start(control, device, own)

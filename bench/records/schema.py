@@ -24,8 +24,8 @@ class Part(BaseModel):
 
 
 class Failure(Part):
-    """kind: one word for the tables (`diverged`, `collapsed`, `unequal`, `error`, `killed`, `timeout`);
-    reason: one line; detail: the traceback where there was one."""
+    """kind: one word for the tables (`diverged`, `collapsed`, `unequal`, `error`, `memory`, `killed`, `timeout`, `gpu`
+    for one that no longer answered, twice); reason: one line; detail: the traceback where there was one."""
 
     kind: str
     reason: str

@@ -50,7 +50,8 @@ def _make_one_question_of_controls(frame: pandas.DataFrame, group: pandas.DataFr
     """In the rows of `frame` of a label, where each is the control of a point of another seed: without what is this
     point's, and at their mean strength."""
     configs = [json.loads(config) for config in group["config"]]
-    if group["seed"].duplicated().any() or not all(_OF_A_POINT & config.keys() for config in configs):
+    shapes = [{key: config[key] for key in _OF_A_POINT & config.keys()} for config in configs]
+    if group["seed"].duplicated().any() or not all(any(shape.values()) for shape in shapes):
         return
     shared = [{key: value for key, value in config.items() if key not in _OF_A_POINT} for config in configs]
     frame.loc[group.index, "config"] = [json.dumps(config, sort_keys=True) for config in shared]

@@ -141,6 +141,10 @@ def test_controls_of_a_point_of_each_seed_share_a_row(key: str, frame_of: Frames
     assert row["test_accuracy"] == pytest.approx(0.85)
 
 
+def test_a_setting_that_names_no_shape_is_no_control(frame_of: Frames) -> None:
+    assert leaderboard(frame_of(controls_of("random", "ratios", [{}, {}])))["strength"].tolist() == [0.5, 0.6]
+
+
 def test_controls_of_two_budgets_do_not(frame_of: Frames) -> None:
     records = controls_of("control", "kept", [{"a": 3}, {"a": 4}])
     records += controls_of("control", "kept", [{"a": 3}, {"a": 4}], epochs=20)
