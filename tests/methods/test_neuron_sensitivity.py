@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -92,6 +94,27 @@ def test_products_may_be_batched(at_once: int) -> None:
     assert batched is not None
     expected = derivatives(network, "4", inputs).abs().mean(dim=(0, 3)).mean(dim=0)
     assert torch.allclose(batched, expected, rtol=1e-12)
+
+
+def test_one_after_the_other_where_torch_cannot_batch_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    grad = torch.autograd.grad
+
+    def without_batches(*given: Any, is_grads_batched: bool = False, **settings: Any) -> Any:
+        if is_grads_batched:
+            raise RuntimeError("NYI: querying is_contiguous inside of vmap for memory_format other than …")
+        return grad(*given, **settings)
+
+    edges = []
+    network = small_convnet()
+    hook = network[4].register_forward_hook(lambda m, i, o: edges.append(get_gradient_edge(o)))
+    logits = network(images())
+    hook.remove()
+    (batched,) = full(logits, edges, CLASSES)
+    monkeypatch.setattr(torch.autograd, "grad", without_batches)
+    (single,) = full(logits, edges, CLASSES)
+    assert batched is not None
+    assert single is not None
+    assert torch.allclose(single, batched, rtol=1e-12)
 
 
 def test_the_bound_is_one() -> None:
