@@ -45,6 +45,16 @@ def _entry(name: str, label: str, strength: float, config: dict[str, Any]) -> Me
     return MethodEntry(name=name, label=label, strengths=(strength,), config=config)
 
 
+def _once(entries: Sequence[MethodEntry]) -> list[MethodEntry]:
+    """Points of equal shape have the same control: one entry that names them all."""
+    found: dict[str, MethodEntry] = {}
+    for entry in entries:
+        settings = json.dumps([entry.name, entry.strengths, entry.config], sort_keys=True)
+        label = f"{found[settings].label}; {entry.label}" if settings in found else entry.label
+        found[settings] = entry.model_copy(update={"label": label})
+    return list(found.values())
+
+
 def control_suite(points: Sequence[PointRecord], same_compute: bool = False) -> Suite:
     """The controls of points of one workload and seed.
 
@@ -56,7 +66,7 @@ def control_suite(points: Sequence[PointRecord], same_compute: bool = False) -> 
         if point.workload != first.workload or point.seed != first.seed:
             raise BadInput(f"points {first.id} and {point.id} are of different workloads or seeds")
     recipe = Recipe(**first.workload.recipe)
-    entries = [entry for point in points for entry in control_entries(point)]
+    entries = _once([entry for point in points for entry in control_entries(point)])
     if same_compute:
         if len(points) > 1:
             raise BadInput("the same compute is another number of epochs for each point: give one point")

@@ -100,6 +100,21 @@ def test_controls_have_the_shape_of_their_point(
     assert random.kept == points["magnitude 0.8"].kept
 
 
+def test_points_of_one_shape_have_one_control(
+    finished: tuple[Path, dict[str, PointRecord]], tmp_path: Path
+) -> None:
+    point = finished[1]["magnitude 0.8"]
+    other = point.model_copy(update={"method": point.method.model_copy(update={"label": "another"})})
+    made = control_suite([point, other])
+    assert [entry.shown for entry in made.methods] == [
+        "same shape as magnitude at 0.8; same shape as another at 0.8",
+        "random at the ratios of magnitude at 0.8; random at the ratios of another at 0.8",
+    ]
+    (tmp_path / "controls.toml").write_text(as_toml(made))
+    plan = make_plan(suite.load(str(tmp_path / "controls.toml")), Filters(), None)
+    assert len(plan.cells) == 2
+
+
 def test_the_strength_of_a_point_may_be_anything(
     finished: tuple[Path, dict[str, PointRecord]], tmp_path: Path
 ) -> None:
