@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -92,6 +93,7 @@ def work(pipe: Connection, threads: int = 1) -> None:
     import bench.execute.cell  # noqa: F401 (seconds, which no time-out of a cell should count)
     from bench.execute.memory import free_unused
 
+    gc.freeze()  # what is imported stays: to look through it after every task took a tenth of a second
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # decaying weights would otherwise slow a step many times over
 

@@ -15,6 +15,8 @@ from methods.base import Batch
 
 
 class FakeStream:
+    device_index = 0
+
     def __init__(self, device: Any = None) -> None:
         pass
 
@@ -25,6 +27,24 @@ class FakeStream:
 MAIN = FakeStream()
 CURRENT: list[FakeStream] = []
 """Of the device, as entered; the last one is current."""
+
+
+class FakeGenerator:
+    """Draws one number after another; a capture takes hold of it, and lets it go where it ends well."""
+
+    def __init__(self, drawn: int = 0) -> None:
+        self.drawn, self.captured = drawn, False
+
+    def draw(self) -> int:
+        self.drawn += 1
+        return self.drawn
+
+    def clone_state(self) -> FakeGenerator:
+        assert not self.captured
+        return FakeGenerator(self.drawn)
+
+    def graphsafe_set_state(self, other: FakeGenerator) -> None:
+        self.drawn, self.captured = other.drawn, other.captured
 
 
 class FakeGraph:
@@ -57,8 +77,15 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     def recording(graph: FakeGraph, stream: Any, capture_error_mode: str) -> Iterator[None]:
         STEPS.append("record")
         CURRENT.append(stream)
+        for generator in (default, *graph.generators):
+            generator.captured = True
         yield
-        CURRENT.pop()  # not after an error: as torch, where the end of a broken capture raises
+        for generator in (
+            default,
+            *graph.generators,
+        ):  # none of it after an error: as torch, where the end raises
+            generator.captured = False
+        CURRENT.pop()
 
     @contextmanager
     def on(stream: Any) -> Iterator[None]:
@@ -66,9 +93,11 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
         CURRENT.pop()
 
+    default = FakeGenerator()
     for state in (STEPS, LIVE, CURRENT):
         state.clear()
     CURRENT.append(MAIN)
+    monkeypatch.setattr(torch.cuda, "default_generators", (default,))
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
@@ -91,7 +120,7 @@ def test_recorded_after_the_warm_up_and_replayed_for_full_batches() -> None:
         return given.inputs.sum()
 
     failures: list[str] = []
-    step = GraphStep(eager, 4, [torch.Generator()], torch.device("cuda"), failures.append)
+    step = GraphStep(eager, 4, [FakeGenerator()], torch.device("cuda"), failures.append)
     for _ in range(WARM_UP):
         step(batch(4))
     assert STEPS == ["run"] * WARM_UP
@@ -110,7 +139,11 @@ def test_recorded_after_the_warm_up_and_replayed_for_full_batches() -> None:
 
 @pytest.mark.usefixtures("graphs")
 def test_where_recording_fails_steps_run_as_they_are_and_it_is_said() -> None:
+    own, drawn = FakeGenerator(), list[int]()
+
     def eager(given: Batch) -> Tensor:
+        (default,) = torch.cuda.default_generators
+        drawn.append(own.draw() + default.draw())
         if STEPS and STEPS[-1] == "record":
             STEPS.append("fail")
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
@@ -118,13 +151,16 @@ def test_where_recording_fails_steps_run_as_they_are_and_it_is_said() -> None:
         return given.inputs.sum()
 
     failures: list[str] = []
-    step = GraphStep(eager, 4, [], torch.device("cuda"), failures.append)
+    step = GraphStep(eager, 4, [own], torch.device("cuda"), failures.append)
     for _ in range(WARM_UP + 3):
         assert step(batch(4, 1.0)).item() == 8.0
     assert STEPS == ["run"] * WARM_UP + ["record", "fail"] + ["run"] * 3
     assert failures == ["operation not permitted when stream is capturing"]
     assert CURRENT[-1] is MAIN
     assert not LIVE
+    assert not own.captured
+    assert not torch.cuda.default_generators[0].captured
+    assert drawn == [2, 4, 6, 8, 8, 10, 12]  # what the broken recording drew is drawn again
 
 
 @pytest.mark.usefixtures("graphs")
