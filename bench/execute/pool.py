@@ -200,8 +200,8 @@ def _outcomes(
                 worker.began = time.monotonic()
             elif kind == "progress":
                 watcher.moved(worker.job, value, text)
-            elif kind == "lost":
-                yield worker, False, "gpu", text
+            elif kind == "gpu":
+                yield worker, False, kind, text
             else:
                 worker.left = kind == "left"
                 yield worker, value, "", ""

@@ -112,7 +112,7 @@ def work(pipe: Connection, threads: int = 1) -> None:
         try:
             well = task.run(partial(tell, "progress"))
         except GpuLost as lost:
-            tell("lost", False, str(lost))
+            tell("gpu", False, str(lost))
             os._exit(1)
         if not free_unused():
             tell("left", well, "")

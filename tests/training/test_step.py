@@ -80,10 +80,8 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         for generator in (default, *graph.generators):
             generator.captured = True
         yield
-        for generator in (
-            default,
-            *graph.generators,
-        ):  # none of it after an error: as torch, where the end raises
+        # None of the rest after an error: as torch, where the end of a broken capture raises.
+        for generator in (default, *graph.generators):
             generator.captured = False
         CURRENT.pop()
 
