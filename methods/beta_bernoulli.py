@@ -37,7 +37,6 @@ Deviations, with reasons:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,6 +48,7 @@ from methods import kumaraswamy
 from methods.base import Config, Method, Phase, Site, SparsityPlan, StepContext, Traits
 from methods.finetuning import plain_training
 from methods.gates import Gate, Placement, fold, unfoldable
+from methods.random_bits import logistic
 
 A_UC_PLAIN, A_UC_NORMALISED = -1.0, 2.0
 """Where a_uc starts: E[π] = .24 as on the paper's LeNets, .68 as on its VGG (every layer normalised)."""
@@ -64,16 +64,6 @@ def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Draws from (UNIFORM_EDGE, 1 − UNIFORM_EDGE), on the generator's device."""
     draws = torch.rand(*shape, generator=generator, device=generator.device)
     return draws.clamp_(UNIFORM_EDGE, 1 - UNIFORM_EDGE)
-
-
-def logistic(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Draws of logit u, u uniform on the odd multiples of 2⁻¹⁷: of 16 bits, so that one number of the generator, which
-    costs more than all that is done with it, is enough for four."""
-    count = math.prod(shape)
-    numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
-    numbers.random_(-(2**63), None, generator=generator)
-    bits = numbers.view(torch.int16)[:count].view(*shape)
-    return bits.float().mul_(2**-16).add_(0.5 + 2**-17).logit_()
 
 
 def relaxed_bernoulli(log_odds: Tensor, noise: Tensor, tau: float) -> Tensor:

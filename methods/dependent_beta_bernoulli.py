@@ -46,16 +46,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from methods.base import Evaluation, Phase, Request, Site, SparsityPlan, StepContext, Traits
-from methods.beta_bernoulli import (
-    BetaBernoulli,
-    BetaBernoulliConfig,
-    PosteriorGate,
-    logistic,
-    relaxed_bernoulli,
-)
+from methods.beta_bernoulli import BetaBernoulli, BetaBernoulliConfig, PosteriorGate, relaxed_bernoulli
 from methods.finetuning import plain_training
 from methods.gates import Gate
 from methods.input_gate import InputGate
+from methods.random_bits import logistic
 
 RHO = math.sqrt(5)
 CLIP = 1e-6

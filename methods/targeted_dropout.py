@@ -28,6 +28,7 @@ Deviations, with reasons:
   pruning and evaluation, all fully connected layers.
 - Ties are broken by index, so that there are exactly floor(γD) candidates; the code's strict comparison
   targets nothing once that many weights are zero.
+- α is rounded to a multiple of 2⁻¹⁶ (`bernoulli`).
 - The ramp's legs are fractions of the budget: the code's 20,000 and 40,000 steps of about 100,000.
 - Strength 0 keeps everything, as everywhere in the suite. The paper has no such point: its 0 % row is a
   network with the fraction γ switched off. Here every strength above zero removes at least γ. At zero a
@@ -45,6 +46,7 @@ from torch import Tensor, nn
 
 from methods.base import Config, Method, Site, SparsityPlan, StepContext, Traits, prunable_weights
 from methods.masks import FunctionalMask, unit_parameters
+from methods.random_bits import bernoulli
 from methods.ranking import removed_count, smallest, unit_norms
 
 DEFAULTS = {"weight": (0.66, 0.75), "unit": (0.90, 0.75)}
@@ -152,6 +154,8 @@ def smallest_per_row(weight: Tensor, fraction: float) -> Tensor:
     """True at the floor(fraction · D) smallest |w| of each row (dim 0); D is the product of the other
     dimensions."""
     rows = weight.detach().flatten(1).abs()
+    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+        rows = rows.view(torch.int32)  # floats from zero on rank as their bits do, and integers are faster
     return smallest(rows, removed_count(fraction, rows.shape[1])).view_as(weight)
 
 
@@ -201,11 +205,3 @@ class _Units:
     def remove(self) -> None:
         for mask in (*self._kernels, *self._rest):
             mask.remove()
-
-
-def bernoulli(shape: Sequence[int], probability: float, generator: torch.Generator) -> Tensor:
-    """Independent draws, True with `probability`; on the generator's device."""
-    drawn = torch.rand(shape, generator=generator, device=generator.device)
-    if drawn.device.type == "cpu":  # numpy's comparison takes a tenth of the time of torch's
-        return torch.from_numpy(drawn.numpy() < probability)
-    return drawn < probability

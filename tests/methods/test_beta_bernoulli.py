@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy import integrate, special, stats
+from scipy import integrate, special
 from torch import nn
 
 import methods
 from methods import kumaraswamy
 from methods.base import Batch, Site, StepContext
-from methods.beta_bernoulli import BetaBernoulli, BetaBernoulliConfig, Posterior, logistic, relaxed_bernoulli
+from methods.beta_bernoulli import BetaBernoulli, BetaBernoulliConfig, Posterior, relaxed_bernoulli
+from methods.random_bits import logistic
 
 Network = tuple[nn.Module, list[Site]]
 
@@ -50,17 +51,6 @@ def test_settings_are_checked() -> None:
     ):
         with pytest.raises(ValidationError):
             BetaBernoulliConfig(**bad)
-
-
-def test_noise_is_logistic_and_independent() -> None:
-    """Its distribution function in every lane of the 64 bits, and no lane tells of the next."""
-    noise = logistic((25_000, 4), torch.Generator().manual_seed(5)).double()
-    for lane in noise.T:
-        assert stats.kstest(lane.numpy(), "logistic").pvalue > 1e-3
-    assert noise.abs().max() <= math.log(2**17 - 1) + 1e-3
-    correlations = torch.corrcoef(noise.T) - torch.eye(4)
-    assert correlations.abs().max() < 4.5 / math.sqrt(len(noise))
-    assert logistic((3, 5), torch.Generator()).shape == (3, 5)
 
 
 @pytest.mark.parametrize("log_odds", [-4.0, -0.5, 0.0, 1.5])

@@ -28,7 +28,7 @@ def test_removed_count_refuses_what_is_no_fraction(fraction: float) -> None:
     values=st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4),
     count=st.integers(0, 6),
     dtype=st.sampled_from(
-        [torch.float32, torch.float64, torch.bfloat16]
+        [torch.float32, torch.float64, torch.int32, torch.bfloat16]
     ),  # the last is not selected by numpy
 )
 def test_smallest_equals_a_stable_sort(values: list[list[int]], count: int, dtype: torch.dtype) -> None:
