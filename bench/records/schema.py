@@ -200,7 +200,8 @@ class Record(Part):
 
 class TrainRecord(Record):
     """strength: only of a training that serves one strength. epochs: really run, per phase. history: one entry per
-    epoch (`epoch`, `phase`, `train_loss`, `validation_loss`, `validation_accuracy` where it was evaluated).
+    epoch (`epoch`, `phase`, `train_loss`, `validation_loss`, `validation_accuracy` where it was evaluated), and one
+    without `train_loss` where a phase begins, the first apart: right after what it begins with.
     shared_seconds: what the shared pretraining took, once for all that share it; not part of `seconds`. notes: on how
     it was carried out, where that is not as the recipe says."""
 

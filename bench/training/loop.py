@@ -135,6 +135,8 @@ class Loop:
             context.generator.manual_seed(stream(self.seed, "method", "phase", planned.first_epoch))
             self._take_away(self.method.removable())
             self.method.start_phase(planned.phase)
+            if planned.first_epoch:
+                self._note_start(planned)
         groups, scale = self.method.parameter_groups(), planned.phase.learning_rate_scale
         optimizers = Optimizers(self.network, groups, self.recipe, scale, self.captured)
         if optimizer_state is not None:
@@ -158,6 +160,11 @@ class Loop:
             if not last and self.checkpoints.due():
                 self._save(optimizers)
         return None
+
+    def _note_start(self, planned: PlannedPhase) -> None:
+        """What the removal, or the hardening, that a phase begins with leaves before anything is trained on it."""
+        entry: dict[str, Any] = {"epoch": planned.first_epoch, "phase": planned.phase.name}
+        self.progress.history.append(entry | self._validation())
 
     def _take_away(self, kept: Mapping[str, Tensor]) -> None:
         """A state kept as the best before it no longer fits."""
@@ -237,10 +244,13 @@ class Loop:
         entry: dict[str, Any] = {"epoch": number + 1, "phase": phase, "train_loss": loss}
         every = max(1, self.recipe.epochs // VALIDATIONS)
         if last or (number + 1) % every == 0:
-            evaluation = self.validate()
-            entry |= {"validation_loss": evaluation.loss, "validation_accuracy": evaluation.accuracy}
+            entry |= self._validation()
         self.progress.history.append(entry)
         self.progress.epochs[phase] = self.progress.epochs.get(phase, 0) + 1
+
+    def _validation(self) -> dict[str, float]:
+        evaluation = self.validate()
+        return {"validation_loss": evaluation.loss, "validation_accuracy": evaluation.accuracy}
 
     def validate(self) -> Evaluation:
         """The network as it stands on the validation split."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -51,12 +53,12 @@ class Asking(Method):
         return SparsityPlan()
 
 
-def train(script: Mapping[int, Request]) -> tuple[Asking, Loop]:
+def train(script: Mapping[int, Request], kind: type[Asking] = Asking) -> tuple[Asking, Loop]:
     torch.set_num_threads(1)
     dataset = data.load("digits", None)
     torch.manual_seed(0)
     network = networks.build("mlp-300-100", dataset.input_shape, dataset.classes)
-    method = Asking(script)
+    method = kind(script)
     loop = Loop(network, method, [], dataset, Recipe(epochs=6, batch_size=256), 0, torch.device("cpu"))
     loop.run(plan_phases(method.phases(6), 6))
     return method, loop
@@ -80,3 +82,22 @@ def test_rollback_brings_back_network_and_method() -> None:
     assert torch.equal(weight, method.seen[4])
     assert not torch.equal(weight, method.seen[6])
     assert method.count == 4
+
+
+def test_a_phase_is_looked_at_where_it_begins_and_not_trained_before() -> None:
+    """The second one begins with a classifier of zeros, and so with the loss of a guess."""
+
+    class Emptied(Asking):
+        def start_phase(self, phase: Phase) -> None:
+            if phase.name == "second":
+                for parameter in self.network.get_submodule("fc3").parameters():
+                    parameter.data.zero_()
+
+    _, loop = train({}, Emptied)
+    entries = [(entry["epoch"], entry["phase"], "train_loss" in entry) for entry in loop.progress.history]
+    first = [(1, "first", True), (2, "first", True), (3, "first", True)]
+    second = [(3, "second", False), (4, "second", True), (5, "second", True), (6, "second", True)]
+    assert entries == first + second
+    before, at, after = (loop.progress.history[place]["validation_loss"] for place in (2, 3, -1))
+    assert at == pytest.approx(math.log(10))
+    assert before < at > after
