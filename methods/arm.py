@@ -35,6 +35,16 @@ ANTITHETIC_PASS = 0.5
 """What a pass without a graph costs, in passes with one: for the estimate of time."""
 
 
+NOISE = 1e-2
+"""Standard deviation of φ about its start."""
+
+
+def starting_noise(size: int, k: float, generator: torch.Generator) -> Tensor:
+    """(size,). Narrower where the gates are steeper than usual, k > 7, so that kφ stays near where it is to start."""
+    draws = torch.randn(size, generator=generator, device=generator.device)
+    return NOISE * min(1.0, 7.0 / k) * draws
+
+
 def main_gates(pi: Tensor, u: Tensor) -> Tensor:
     """1[u < π], in the type of `pi`."""
     return (u < pi).to(pi)
@@ -146,10 +156,13 @@ class ArmMethod(L0Method):
 def statistics_at_rest(network: nn.Module) -> Iterator[None]:
     """Normalisations in training mode go on normalising by the batch, but leave their running statistics alone."""
     tracking = [m for m in network.modules() if m.training and getattr(m, "track_running_stats", False)]
+    held = [(module, module.running_mean, module.running_var) for module in tracking]
     for module in tracking:
         module.track_running_stats = False  # type: ignore[assignment]
+        module.running_mean = module.running_var = None  # type: ignore[assignment]
     try:
         yield
     finally:
-        for module in tracking:
+        for module, mean, variance in held:
             module.track_running_stats = True  # type: ignore[assignment]
+            module.running_mean, module.running_var = mean, variance

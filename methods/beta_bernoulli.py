@@ -25,6 +25,7 @@ Deviations, with reasons:
   authors' compressor drops.
 - Strength is the KL scale at one learning rate of the gates; the published sweeps move that learning rate at
   scale 1 (`gate_learning_rate`).
+- One scale for all layers; the PyTorch code has one for each (LeNet-5: 40, 16, 1, 1), which presses on maps harder.
 - The weights keep the optimiser, schedule and weight decay of the workload, like those of every method. Paper:
   Adam 1e-3, ½·1e-4‖θ‖², 200 epochs for each stage, ×0.1 at 50 % and 80 %. The stages share one budget (`pretrain`).
 - Dropout layers of the network, if any, stay through both stages; the PyTorch code takes them away with the
@@ -268,5 +269,10 @@ class BetaBernoulli(Method):
     def _note(self) -> str:
         """How clear the choice was: a run that has settled leaves few units between removed and certain."""
         expected = self.posterior.expected()
-        undecided = int(((expected >= self.threshold) & (expected < 0.1)).sum())
-        return f"{undecided} of {len(expected)} units are kept with a keep probability below 0.1"
+        bounds = torch.tensor([self.threshold, 0.1, 0.5, 0.9], dtype=expected.dtype, device=expected.device)
+        counts = torch.bucketize(expected, bounds, right=True).bincount(minlength=5).tolist()
+        of_kept = ", ".join(
+            f"{n} {where}"
+            for n, where in zip(counts[1:], ("to 0.1", "to 0.5", "to 0.9", "above"), strict=True)
+        )
+        return f"E[π] of {len(expected)} units: {counts[0]} below {self.threshold:g}, {of_kept}"

@@ -15,7 +15,7 @@ Symbols of the paper: unit k, image n; z = z^BB ⊙ z^dep.
 Stages: plain pretraining; beta-Bernoulli dropout; then the dependent gates and the weights together.
 
 What can be removed is what beta-Bernoulli dropout removes; it is cut out before the dependent stage begins
-(`removable`), as in the paper.
+(`removable`): the same function for less work.
 
 The other gates are part of the delivered network (`input_gates`): with E[π] folded into the weights, φ is
 clip(slope·s + offset), two numbers and a threshold for each unit. A closed gate saves work only in the layers that
@@ -29,6 +29,8 @@ Deviations, beside those of beta-Bernoulli dropout, with reasons:
 - The scale and shift of the network's own normalisations train on; the PyTorch code freezes them, but not their
   running statistics.
 - Strength scales both divergences; the paper's is 1 in both stages.
+- Minibatches are the workload's. ŝ is of the minibatch, so φ is noisy where one has few images; a single one is
+  normalised by the running statistics.
 - The mean number of active units is taken on the validation split; the paper takes it on the test split.
 - Strength 0: no prior, so no dependent gates; the second stage of beta-Bernoulli dropout goes on to the end.
 """
@@ -125,11 +127,13 @@ class Dependence(nn.Module):
         return relaxed_bernoulli(log_odds, noise.z[at], self.tau)
 
     def _shifted(self, at: int, values: Tensor, g: Tensor, beta: Tensor, training: bool) -> Tensor:
-        """g ŝ + β; in training the running statistics move on, in place."""
+        """g ŝ + β, float32 whatever the network computes in: in bf16 1 − ε is 1. In training the running statistics
+        move on, in place."""
         running = (self.parts(self.mean)[at], self.parts(self.variance)[at])
         s = values.detach()
-        s = s.flatten(2).mean(2) if s.dim() > 2 else s
-        return functional.batch_norm(s, *running, g, beta, training, MOMENTUM, EPSILON)
+        s = s.flatten(2).mean(2, dtype=g.dtype) if s.dim() > 2 else s.to(g)
+        by_batch = training and len(s) > 1  # of a single image there is no variance
+        return functional.batch_norm(s, *running, g, beta, by_batch, MOMENTUM, EPSILON)
 
     @torch.no_grad()
     def folded(self, at: int, expected: Tensor, threshold: float) -> InputGate:
@@ -164,7 +168,8 @@ def divergence(eta: Tensor, kappa_uc: Tensor) -> Tensor:
 class DependentGate(Gate):
     """z^BB ⊙ z^dep of one site. The gates of a network are drawn in their order, and the first draws the noise of all.
 
-    active: in evaluation, the sum of active units over images, and the images."""
+    seen: in evaluation, of each batch the images, and over them the sums of active units and of those whose φ is at its
+    clip, where its noise is all that could still move it."""
 
     noise: Noise | None
 
@@ -174,7 +179,7 @@ class DependentGate(Gate):
         """first: the gate of the first site, None if this is it."""
         super().__init__(static.size)
         self.static, self.dependence, self.threshold = static, dependence, threshold
-        self.active: list[tuple[Tensor, int]] = []
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
         self._first = (first,)  # in a tuple: it is not a part of this module
 
     def draw(self, training: bool, batch: int) -> Tensor:
@@ -191,10 +196,11 @@ class DependentGate(Gate):
         if self.noise is not None:
             self.value = self.value * self.dependence.draw(at, values, self.noise)
             return
-        z = self.value * self.dependence.phi(at, values)
+        phi = self.dependence.phi(at, values)
+        z = self.value * phi
         on = z > self.threshold
         self.value = z * on
-        self.active.append((on.sum(), len(on)))
+        self.seen.append((len(on), on.sum(), ((phi == 0) | (phi == 1)).sum()))
 
 
 class DependentBetaBernoulli(BetaBernoulli):
@@ -208,6 +214,8 @@ class DependentBetaBernoulli(BetaBernoulli):
     dependence: Dependence
     activity: dict[str, float]
     """Site → mean number of active units, on the validation split after the last epoch."""
+    saturated: float
+    """There, the share of all φ that are 0 or 1."""
 
     @property
     def traits(self) -> Traits:
@@ -229,7 +237,7 @@ class DependentBetaBernoulli(BetaBernoulli):
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)
         self.dependence = self._fresh(sites)
-        self.dependent, self.activity = False, {}
+        self.dependent, self.activity, self.saturated = False, {}, math.nan
 
     def _fresh(self, sites: Sequence[Site]) -> Dependence:
         sizes = [site.size for site in sites]
@@ -289,23 +297,26 @@ class DependentBetaBernoulli(BetaBernoulli):
                 name: gate for name, gate in self.placement.gates.items() if isinstance(gate, DependentGate)
             }
             for gate in gates.values():
-                gate.active.clear()
+                gate.seen.clear()
             validate()
+            saturated = 0.0
             for name, gate in gates.items():
-                images = sum(images for _, images in gate.active)
-                self.activity[name] = float(sum(float(active) for active, _ in gate.active)) / images
-                gate.active.clear()
+                images, active, at_clip = (sum(map(float, each)) for each in zip(*gate.seen, strict=True))
+                self.activity[name] = active / images
+                saturated += at_clip / images
+                gate.seen.clear()
+            self.saturated = saturated / sum(gate.size for gate in gates.values())
         return None
 
     def state_dict(self) -> dict[str, Tensor | float | int | str]:
-        state = super().state_dict() | {"dependent": int(self.dependent)}
+        state = super().state_dict() | {"dependent": int(self.dependent), "saturated": self.saturated}
         state |= {f"dependence/{name}": value for name, value in self.dependence.state_dict().items()}
         return state | {f"activity/{site}": mean for site, mean in self.activity.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.dependence.load_state_dict(_under("dependence/", state))
-        self.activity = _under("activity/", state)
+        self.activity, self.saturated = _under("activity/", state), float(state.get("saturated", math.nan))
         if state["dependent"] and not self.dependent:
             self._begin_dependence()
 
@@ -321,7 +332,12 @@ class DependentBetaBernoulli(BetaBernoulli):
         return self._input_gates
 
     def plan(self, strength: float) -> SparsityPlan:
-        return replace(super().plan(strength), expected_activity=self.activity)
+        plan = replace(super().plan(strength), expected_activity=self.activity)
+        if not self.dependent:
+            return plan
+        return replace(
+            plan, notes=(*plan.notes, f"{self.saturated:.1%} of all φ are 0 or 1 on the validation split")
+        )
 
 
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,15 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 
-from methods.arm import ANTITHETIC_PASS, ArmMethod, BernoulliGate
+from methods.arm import ANTITHETIC_PASS, ArmMethod, BernoulliGate, starting_noise
 from methods.base import Phase, Site, Traits
 from methods.l0_penalty import L0Config
-
-NOISE = 1e-2
-"""Standard deviation of φ about its start."""
 
 
 class L0ArmConfig(L0Config):
@@ -57,7 +53,6 @@ class L0Arm(ArmMethod):
         return float(self.config.k)
 
     def make_gate(self, site: Site) -> BernoulliGate:
-        generator = self.context.generator
-        noise = torch.randn(site.size, generator=generator, device=generator.device)
+        noise = starting_noise(site.size, self.k, self.context.generator)
         drop = self.config.initial_drop
-        return BernoulliGate(math.log((1 - drop) / drop) / self.k + NOISE * noise, lambda: self.k)
+        return BernoulliGate(math.log((1 - drop) / drop) / self.k + noise, lambda: self.k)

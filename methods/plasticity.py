@@ -18,6 +18,8 @@ Deviations beyond those of `methods/arm.py` and `methods/l0_penalty.py`, with re
 - Growth looks at the validation split; the code at the test split. It opens the closed units that come next, those that
   were never open first; the code stops at the first opened unit that has died. No growth after the last epoch
   of stage 2, when nothing could learn any more.
+- Hibernating gates are held at −40/k. In the code they follow the estimator's noise, too slowly to matter at its rate
+  of 1e-3; at thirty times that some would wake by themselves.
 - A channel before a flattening is grown whole; the code grows one of its 16 features.
 - In `expand` the network has no weight decay: it wears down the weights of units that hibernate, and Adam, which
   divides it by its own size, has them at zero within tens of steps. The code weighs its L2 term by π.
@@ -36,15 +38,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from methods.arm import ANTITHETIC_PASS, ArmMethod, BernoulliGate
+from methods.arm import ANTITHETIC_PASS, ArmMethod, BernoulliGate, starting_noise
 from methods.base import Evaluation, Phase, Request, Site, StepContext, Traits
 from methods.finetuning import plain_training
 from methods.l0_penalty import L0Config
 
 ACTIVE, HIBERNATING = 3.0, -40.0
 """kφ of units at the start."""
-NOISE = 1e-2
-"""Standard deviation of φ about its start, and about the value that growth gives it."""
 _OPENED = "opened/"
 
 
@@ -121,11 +121,11 @@ class Plasticity(ArmMethod):
 
     def make_gate(self, site: Site) -> BernoulliGate:
         generator = self.context.generator
-        noise = torch.randn(site.size, generator=generator, device=generator.device)
         active = torch.arange(site.size, device=generator.device) < self.active_at_first(site)
         self.opened[site.name] = active
         start = torch.where(active, ACTIVE, HIBERNATING)
-        return BernoulliGate(start / self.config.k + NOISE * noise, lambda: self.k)
+        noise = starting_noise(site.size, self.config.k, generator)
+        return BernoulliGate(start / self.config.k + noise, lambda: self.k)
 
     def active_at_first(self, site: Site) -> int:
         """Where growth starts from so many units, that may be more than the site has: see `supports`."""
@@ -140,6 +140,15 @@ class Plasticity(ArmMethod):
         if self.gates and self.config.mode == "expand":
             groups.append({"params": list(self.network.parameters()), "weight_decay": 0.0})
         return groups
+
+    def after_step(self) -> None:
+        """Gates that were never open stay where they are: the estimator's noise, which Adam brings to full size, would
+        open them in a long run. Adam goes on following it, so that an opened gate moves as its neighbours do."""
+        super().after_step()
+        if self.config.mode == "expand" and self.gates_learn:
+            with torch.no_grad():
+                for name, gate in self.bernoulli_gates.items():
+                    gate.location.masked_fill_(~self.opened[name], HIBERNATING / self.config.k)
 
     def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
         phase_ends = self.context.phase_step >= self.context.phase_steps
@@ -166,9 +175,8 @@ class Plasticity(ArmMethod):
         closed = (gate.location <= 0).nonzero().flatten()
         order = self.opened[name][closed].to(torch.int8).argsort(stable=True)
         chosen = closed[order[: self.config.grow_per_event]]
-        generator = self.context.generator
-        noise = torch.randn(len(chosen), generator=generator, device=generator.device)
-        gate.location[chosen] = self.config.fill / self.config.k + NOISE * noise
+        noise = starting_noise(len(chosen), self.config.k, self.context.generator)
+        gate.location[chosen] = self.config.fill / self.config.k + noise
         self.opened[name][chosen] = True
 
     def state_dict(self) -> dict[str, Tensor | float | int | str]:

@@ -30,6 +30,8 @@ Deviations, with reasons:
   targets nothing once that many weights are zero.
 - α is rounded to a multiple of 2⁻¹⁶ (`bernoulli`).
 - The ramp's legs are fractions of the budget: the code's 20,000 and 40,000 steps of about 100,000.
+- The Xtreme variant (a fixed number of weights of each filter) is left out.
+- The validation curve of a ramped run is at γ_t: its first leg is no network of the end's sparsity.
 - Strength 0 keeps everything, as everywhere in the suite. The paper has no such point: its 0 % row is a
   network with the fraction γ switched off. Here every strength above zero removes at least γ. At zero a
   network with batch norm may be far from dense: its running statistics are those of dropped units.

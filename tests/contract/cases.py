@@ -126,17 +126,19 @@ def cells_of(
     return make_plan(small, Filters(), None).cells
 
 
-def open_loop(case: Case, strength: float, **settings: Any) -> tuple[nn.Module, Method, Loop]:
-    """The training of a case without the cell around it."""
+def open_loop(
+    case: Case, strength: float, network: str | None = None, **settings: Any
+) -> tuple[nn.Module, Method, Loop]:
+    """The training of a case without the cell around it. network: that of the case by default."""
     dataset = data.load("digits", None)
-    name = case.network  # may build it to find out, which draws
+    name = network or case.network  # may build it to find out, which draws
     torch.manual_seed(stream(0, "init"))
-    network = networks.build(name, dataset.input_shape, dataset.classes)
+    built = networks.build(name, dataset.input_shape, dataset.classes)
     method = case.create()
     example = torch.zeros(1, *dataset.input_shape)
-    sites = offered_sites(all_sites(network, example), method, streams=False)
+    sites = offered_sites(all_sites(built, example), method, streams=False)
     given = None if method.traits.trains_once else strength
-    return network, method, Loop(network, method, sites, dataset, case.recipe, 0, CPU, given, **settings)
+    return built, method, Loop(built, method, sites, dataset, case.recipe, 0, CPU, given, **settings)
 
 
 def phases_of(case: Case) -> list[Any]:

@@ -277,6 +277,18 @@ def test_test_time_gates() -> None:
         assert method_gate.draw(training, 1).tolist() == [1, 1, 0, 0]
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_statistics_at_rest_neither_move_nor_are_used(kind: Callable[..., nn.Module]) -> None:
+    norm, inputs = kind(3, track_running_stats=True), 2 + torch.randn(4, 3, 5, 5)
+    norm.running_mean = torch.tensor([7.0, 8.0, 9.0])  # far from the batch's
+    with statistics_at_rest(norm):
+        inside = norm(inputs)
+    assert norm.running_mean.tolist() == [7.0, 8.0, 9.0]
+    assert norm.running_var.tolist() == [1.0] * 3  # type: ignore[operator, union-attr]
+    torch.testing.assert_close(inside, norm(inputs))
+    assert norm.running_mean.tolist() != [7.0, 8.0, 9.0]
+
+
 def test_statistics_at_rest_lets_go_also_after_an_error() -> None:
     norm = nn.BatchNorm1d(3)
     with statistics_at_rest(norm):

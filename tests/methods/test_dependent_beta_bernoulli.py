@@ -140,6 +140,30 @@ def test_the_start_leaves_gates_a_gradient(eta: float, least: float, most: float
     assert least <= dependence.eta.grad.mean().item() / 64 <= most
 
 
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3, 3)])
+def test_phi_is_float32_also_of_a_network_in_bf16(shape: tuple[int, ...]) -> None:
+    """In bf16 the clip's upper edge is 1, and the log-odds there infinite."""
+    dependence = Dependence([4], 0.1, torch.Generator().manual_seed(0))
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.no_grad():
+        dependence.eta.copy_(torch.tensor([-3.0, 0.5, 1.0, 5.0]))
+    with torch.autocast("cpu", torch.bfloat16):
+        z = dependence.draw(0, values, dependence.noise(6))
+    assert z.dtype == torch.float32
+    assert z.isfinite().all()
+    z.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in dependence.parameters())  # type: ignore[union-attr]
+
+
+def test_a_single_image_is_normalised_by_the_running_statistics() -> None:
+    dependence = Dependence([3], 0.1, torch.Generator().manual_seed(0))
+    values = torch.tensor([[0.5, -1.0, 2.0]])
+    noise = dependence.noise(1)
+    expected = values / math.sqrt(1 + 1e-5) + noise.beta[0]
+    torch.testing.assert_close(dependence.noisy_phi(0, values, noise), expected)
+    assert not dependence.mean.any()
+
+
 def test_statistic_is_the_mean_over_places_and_passes_no_gradient() -> None:
     dependence = Dependence([3], 0.1, torch.Generator())
     maps = torch.randn(5, 3, 4, 4, requires_grad=True)
@@ -265,16 +289,20 @@ def test_activity_is_counted_on_the_validation_split(
     sites = method.sites
     inputs = inputs_of("mlp", 50)
     seen: list[dict[str, float]] = []
+    clipped: list[float] = []
 
     def validate() -> Evaluation:
         network.eval()
-        counts = {site.name: 0.0 for site in sites}
+        counts, at_clip = {site.name: 0.0 for site in sites}, 0.0
         for part in inputs.split(20):
             network(part)
             assert method.placement is not None
             for name, gate in method.placement.gates.items():
                 counts[name] += float((gate.value > 0).sum()) / 50
+                phi = gate.value / gate.static.draw(training=False, batch=1)  # type: ignore[attr-defined]
+                at_clip += float(((phi < 1e-12) | (phi > 1 - 1e-6)).sum()) / 50
         seen.append(counts)
+        clipped.append(at_clip / sum(site.size for site in sites))
         return Evaluation(1.0, 0.5)
 
     method.context.phase_steps = 5
@@ -285,6 +313,9 @@ def test_activity_is_counted_on_the_validation_split(
     method.detach()
     plan = method.plan(1.0)
     assert plan.expected_activity == pytest.approx(seen[0])
+    percent, _, rest = plan.notes[-1].partition("%")
+    assert float(percent) == pytest.approx(100 * clipped[0], abs=0.2)
+    assert rest == " of all φ are 0 or 1 on the validation split"
     for site in sites:
         assert 0 < plan.expected_activity[site.name] < site.size
 

@@ -200,6 +200,41 @@ def test_hibernating_units_keep_their_weights_until_they_wake(
     assert not torch.equal(network.get_parameter("0.weight")[:3], before["0.weight"][:3])
 
 
+def test_only_growth_wakes_hibernating_units(mlp: Network, make_context: MakeContext) -> None:
+    """Their gates get the estimator's noise as all do. Left to it, a rate of 3 opens them within a few dozen steps."""
+    network, sites = mlp
+    context = make_context(strength=0.1)
+    method = attached((network, sites), context, mode="expand", gate_rate=3.0, start_fraction=0.5)
+    context.phase = PLASTIC
+    optimizers = Optimizers(network, method.parameter_groups(), Recipe(epochs=1), 1.0)
+    network.train()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        batch = Batch(torch.randn(8, 64, generator=generator), torch.randint(10, (8,), generator=generator))
+        optimizers.zero_grad()
+        method.training_step(batch)
+        optimizers.step()
+        method.after_step()
+        assert method.gates["0"].location[10:].tolist() == pytest.approx([-40 / 7] * 10)
+    assert method.gates["0"].location[:10].std() > 1  # the noise was there
+    method.consider_growth(1.0)
+    method.after_step()
+    assert method.opened["0"].tolist() == [True] * 11 + [False] * 9
+    assert method.gates["0"].location[10].item() == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["plasticity", "l0-arm"])
+def test_steep_gates_begin_where_they_are_meant_to(
+    name: str, mlp: Network, make_context: MakeContext
+) -> None:
+    context = make_context(strength=0.1)
+    context.phase = PLASTIC
+    method = methods.create(name, k=1000.0)
+    method.attach(*mlp, context)
+    for gate in method.gates.values():  # type: ignore[attr-defined]
+        assert gate.probability().min() > 0.85
+
+
 def test_hardening_keeps_the_units_above_zero_as_they_are(mlp: Network, make_context: MakeContext) -> None:
     network, sites = mlp
     context = make_context(strength=0.1)
