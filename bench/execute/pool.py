@@ -2,7 +2,9 @@
 
 A worker that dies (out of memory, kill) loses its task and nothing else: the task counts as dead and another worker
 takes its place. So it does where a worker leaves by itself, as its GPU no longer answers it. A task that was cut off by
-that is tried once more, alone: one that shares a GPU by MPS loses it by any other's fault, time-out or end.
+that is tried once more, alone: one that shares a GPU by MPS loses it by any other's fault, time-out or end. So do the
+workers that are idle, who do not say so: all of them are replaced before anything starts again. And none starts while
+there is still one at work, for the service takes no newcomer until all who had the fault are gone.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ class _Worker(Generic[T]):
         self.began: float | None = None
         """When the process took up the job: it starts for seconds before its first one, which no timeout counts."""
         self.left = False
-        """Whether it takes no further job."""
+        """Whether it takes no further job, as its GPU no longer answers it."""
 
     def give(self, job: Job[T]) -> None:
         self.job, self.began = job, None
@@ -78,6 +80,10 @@ class _Worker(Generic[T]):
             self.pipe.close()
         if self.job is None:
             self.process.join(timeout=5)
+        self.end()
+
+    def end(self) -> None:
+        """What it has said until then can still be read."""
         self.process.terminate()
         self.process.join(timeout=5)
         self.process.kill()  # one that does not listen
@@ -91,16 +97,19 @@ def run_jobs(
     timeout: float | None = None,
     on_lost: Callable[[T, str, str], None] = lambda task, kind, reason: None,
     threads: int = 1,
+    shared_gpu: bool = False,
 ) -> bool:
     """Run `jobs` in their order as far as `needs` allow, on `workers` processes of `threads` torch threads each.
 
     timeout: seconds for one job. on_lost: told of each task whose worker died or ran out of time, with the word for
-    the tables (`killed`, `timeout`, `gpu`) and the reason. True when every job ended well.
+    the tables (`killed`, `timeout`, `gpu`) and the reason; its process has ended by then. shared_gpu: whether the
+    workers are at one by MPS. True when every job ended well.
     """
     waiting, done, cut_off = list(jobs), set[str](), set[str]()
     busy: dict[Connection, _Worker[T]] = {}
     keys = {job.key for job in jobs}
     all_well = True
+    gpu_lost = doubtful = False  # the GPU by one that is at work; perhaps by those that are idle
 
     def may_start(job: Job[T]) -> bool:
         under_way = {worker.job.key for worker in busy.values() if worker.job}
@@ -111,7 +120,11 @@ def run_jobs(
         team: list[_Worker[T]] = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
     try:
         while waiting or busy:
-            for worker in [w for w in team if w.job is None]:
+            if doubtful and waiting and not (gpu_lost and busy):
+                for worker in [w for w in team if w.job is None and w.began is not None]:
+                    _replace(worker, team, threads)
+                gpu_lost = doubtful = False
+            for worker in [w for w in team if w.job is None and not gpu_lost]:
                 job = next(filter(may_start, waiting), None)
                 if job is not None:
                     if not worker.process.is_alive():  # died while it was idle: no job's fault
@@ -139,6 +152,8 @@ def run_jobs(
                         worker.stop()
                         team.remove(worker)
                 worker.job = None
+                gpu_lost |= kind == "gpu" or worker.left
+                doubtful |= gpu_lost or (shared_gpu and bool(kind))
                 if not again:
                     watcher.ended(job, ok, reason)
                     all_well &= ok
@@ -188,25 +203,36 @@ def _outcomes(
     """Jobs that ended since the last look: worker, whether it went well, and for a lost one the kind and reason."""
     ready = wait(list(busy), timeout=0.2)
     for worker in list(busy.values()):
-        assert worker.job is not None
-        if worker.pipe in ready:
-            try:
-                kind, value, text = worker.pipe.recv()
-            except (EOFError, OSError):
-                worker.process.join(timeout=5)
-                yield worker, False, "killed", f"the process ended with exit code {worker.process.exitcode}"
-                continue
-            if kind == "began":
-                worker.began = time.monotonic()
-            elif kind == "progress":
-                watcher.moved(worker.job, value, text)
-            elif kind == "gpu":
-                yield worker, False, kind, text
-            else:
-                worker.left = kind == "left"
-                yield worker, value, "", ""
-        elif timeout and worker.began is not None and time.monotonic() - worker.began > timeout:
-            yield worker, False, "timeout", f"not done within {timeout:g} s"
+        end = _listen(worker, watcher) if worker.pipe in ready else None
+        if end is None and timeout and worker.began is not None and time.monotonic() - worker.began > timeout:
+            worker.end()  # before anything is recorded in its place: until then it may write a record itself
+            while end is None and worker.pipe.poll():
+                end = _listen(worker, watcher)
+            if end is None or end[1] == "killed":
+                end = False, "timeout", f"not done within {timeout:g} s"
+        if end is not None:
+            yield worker, *end
+
+
+def _listen(worker: _Worker[T], watcher: Watcher) -> tuple[bool, str, str] | None:
+    """The next thing that it says, or that it is gone: whether its job went well, the kind and the reason, where the
+    job has ended by that."""
+    assert worker.job is not None
+    try:
+        kind, value, text = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join(timeout=5)
+        return False, "killed", f"the process ended with exit code {worker.process.exitcode}"
+    if kind == "began":
+        worker.began = time.monotonic()
+    elif kind == "progress":
+        watcher.moved(worker.job, value, text)
+    elif kind == "gpu":
+        return False, kind, text
+    else:
+        worker.left = kind == "left"
+        return value, "", ""
+    return None
 
 
 KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**32)}

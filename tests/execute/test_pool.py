@@ -84,6 +84,42 @@ class Run:
 
 
 @dataclass(frozen=True)
+class LookWhoRuns:
+    folder: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        (self.folder / "who").write_text(str((self.folder / "running").exists()))
+        return True
+
+
+CONTEXTS: list[float] = []
+"""Of this process: when it took up the GPU."""
+
+
+@dataclass(frozen=True)
+class UseGpu:
+    """A process that has taken it up before the fault finds it dead. faulty: whether this task makes the fault, the
+    first time, once the other has ended."""
+
+    folder: Path
+    faulty: bool
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        fault, other = self.folder / "fault", self.folder / "ended"
+        if not CONTEXTS:
+            CONTEXTS.append(time.time())
+        if self.faulty and not fault.exists():
+            while not other.exists():
+                time.sleep(0.1)
+            time.sleep(1)  # the other's worker is idle by now
+            fault.touch()
+        if fault.exists() and fault.stat().st_mtime > CONTEXTS[0]:
+            raise GpuLost("the GPU no longer answered")
+        other.touch()
+        return True
+
+
+@dataclass(frozen=True)
 class TellProcess:
     path: Path
 
@@ -96,6 +132,20 @@ class TellProcess:
 class Sleep:
     def run(self, report: Callable[[float, str], None]) -> bool:
         time.sleep(60)
+        return True
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Reports all the time."""
+
+    path: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        self.path.write_text(str(os.getpid()))
+        for _ in range(600):
+            report(0.5, "half way")
+            time.sleep(0.05)
         return True
 
 
@@ -163,12 +213,23 @@ def test_what_was_cut_off_is_tried_once_more_and_alone(times: int, tmp_path: Pat
         Job("run", Run(tmp_path), "", 1.0),
     ]
     jobs.append(Job("next", Touch(tmp_path / "next"), "", 1.0, needs=("lose",)))
+    jobs.append(Job("who", LookWhoRuns(tmp_path), "", 1.0))
     watch = Watch()
     run_jobs(jobs, 2, watch, on_lost=lambda task, kind, reason: lost.append((kind, reason)))
-    assert watch.outcomes == {"lose": times == 1, "run": True, "next": True}
+    assert watch.outcomes == {"lose": times == 1, "run": True, "next": True, "who": True}
     assert lost == ([] if times == 1 else [("gpu", "the GPU no longer answered")])
     assert len(list(tmp_path.glob("try-*"))) == 2
     assert times == 2 or (tmp_path / "beside").read_text() == "False"
+    assert (tmp_path / "who").read_text() == "False"  # nothing starts beside one that may have lost it too
+
+
+def test_a_worker_that_was_idle_at_the_fault_takes_no_other_task(tmp_path: Path) -> None:
+    lost: list[str] = []
+    jobs: list[Job[Any]] = [Job(str(at), UseGpu(tmp_path, faulty=at > 0), "", 1.0) for at in (0, 1)]
+    watch = Watch()
+    run_jobs(jobs, 2, watch, on_lost=lambda task, kind, reason: lost.append(kind))
+    assert watch.outcomes == {"0": True, "1": True}
+    assert not lost
 
 
 def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
@@ -179,6 +240,18 @@ def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
     assert lost == ["timeout"]
     assert (tmp_path / "next").exists()
     assert time.monotonic() - began < 60
+
+
+def test_what_reports_all_the_time_is_stopped_too_before_it_is_recorded(tmp_path: Path) -> None:
+    lost: list[str] = []
+
+    def on_lost(task: Chat, kind: str, reason: str) -> None:
+        lost.append(kind)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(task.path.read_text()), 0)
+
+    run_jobs([Job("chat", Chat(tmp_path / "pid"), "", 1.0)], 1, Watch(), timeout=0.5, on_lost=on_lost)
+    assert lost == ["timeout"]
 
 
 @dataclass(frozen=True)
