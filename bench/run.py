@@ -18,6 +18,7 @@ from bench import suite as suites
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.gpu_sharing import side_by_side
+from bench.execute.interrupts import signals_interrupt
 from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, child_environment, cores_each, processes, run_jobs, threads_each
 from bench.execute.progress import Display
@@ -45,6 +46,7 @@ class RunOptions:
     tune: bool = False
 
 
+@signals_interrupt()
 def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console: Console) -> int:
     """Run what is not done yet, then make the views. The exit code: 0, or 3 where cells failed.
 

@@ -16,6 +16,10 @@ T = TypeVar("T")
 _NO_MEMORY = re.compile(r"CUDA (driver )?error: out of memory|_ALLOC(ATION)?_FAILED")
 """What CUDA and its libraries (cuBLAS, cuDNN …), which allocate without torch, say where that fails."""
 
+_NOT_SERVED = re.compile(r"\bMPS (client|server)\b|\berror 8(0[5-9]|10)\b|cudaErrorMps", re.IGNORECASE)
+"""What CUDA says where the service by which processes share a GPU does not take one up, or lets it go (its errors 805
+to 810)."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in torch or in what it calls."""
@@ -39,9 +43,10 @@ def free_unused() -> bool:
 
 
 def raise_if_lost(error: Exception) -> None:
-    """Raise GpuLost where `error` has left this process without its GPU, so that the outcome says nothing of the cell
-    yet."""
-    if not free_unused():
+    """Raise GpuLost where `error` has left this process without its GPU, or has kept it from one, so that the outcome
+    says nothing of the cell yet."""
+    refused = isinstance(error, RuntimeError) and _NOT_SERVED.search(str(error)) is not None
+    if refused or not free_unused():
         said = (str(error).splitlines() or [""])[0]
         raise GpuLost(f"the GPU no longer answered: {type(error).__name__}: {said}") from error
 

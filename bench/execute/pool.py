@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Generic, Protocol, TypeVar
 
+from bench.execute.interrupts import SIGNALS
 from bench.execute.worker import work
 
 CELLS_PER_GPU = 8
@@ -27,6 +28,9 @@ side on an H200, four cells of the 300-100 trained twice as many epochs in a sec
 eight 2.3 times as many. Each process has a CUDA context and a copy of the data set of its own in its memory. Only one
 does where images are decoded from files as they are needed: such images, and the networks for them, fill a GPU, and all
 cores decode for one cell."""
+
+_SENT_TO_ALL = [-number for number in SIGNALS]
+"""Exit codes of what goes to a group of processes at the same time, and to this one perhaps last."""
 
 
 class Task(Protocol):
@@ -102,8 +106,8 @@ def run_jobs(
     """Run `jobs` in their order as far as `needs` allow, on `workers` processes of `threads` torch threads each.
 
     timeout: seconds for one job. on_lost: told of each task whose worker died or ran out of time, with the word for
-    the tables (`killed`, `timeout`, `gpu`) and the reason; its process has ended by then. shared_gpu: whether the
-    workers are at one by MPS. True when every job ended well.
+    the tables (`killed`, `timeout`, `gpu`, `error`) and the reason; its process writes nothing more by then.
+    shared_gpu: whether the workers are at one by MPS. True when every job ended well.
     """
     waiting, done, cut_off = list(jobs), set[str](), set[str]()
     busy: dict[Connection, _Worker[T]] = {}
@@ -222,12 +226,14 @@ def _listen(worker: _Worker[T], watcher: Watcher) -> tuple[bool, str, str] | Non
         kind, value, text = worker.pipe.recv()
     except (EOFError, OSError):
         worker.process.join(timeout=5)
+        if worker.process.exitcode in _SENT_TO_ALL:
+            time.sleep(1)  # for it to reach this process, where it is not the worker that is meant
         return False, "killed", f"the process ended with exit code {worker.process.exitcode}"
     if kind == "began":
         worker.began = time.monotonic()
     elif kind == "progress":
         watcher.moved(worker.job, value, text)
-    elif kind == "gpu":
+    elif kind in ("gpu", "error"):
         return False, kind, text
     else:
         worker.left = kind == "left"

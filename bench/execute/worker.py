@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import logging
+import multiprocessing
 import os
 import signal
+import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from bench.cells import Cell
@@ -83,15 +86,20 @@ class MeasureTask:
         return measure_point(self.point_id, self.results, use(self.device), self.preset)
 
 
+AnyTask = CellTask | PretrainTask | MeasureTask
+
+
 def work(pipe: Connection, threads: int = 1) -> None:
     """Serve tasks, with so many torch threads, until the pipe closes or the GPU no longer answers this process. The
     parent alone answers to Ctrl-C, and it has said which files are skipped; that one is set aside is news."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("bench.records").addFilter(lambda record: "skipped" not in record.msg)
+    _end_with_parent()
     import torch
 
     import bench.execute.cell  # noqa: F401 (seconds, which no time-out of a cell should count)
     from bench.execute.memory import free_unused
+    from bench.execute.outcome import describe_failure
 
     gc.freeze()  # what is imported stays: to look through it after every task took a tenth of a second
     torch.set_num_threads(threads)
@@ -105,16 +113,45 @@ def work(pipe: Connection, threads: int = 1) -> None:
 
     while True:
         try:
-            task: CellTask | PretrainTask | MeasureTask = pipe.recv()
+            task: AnyTask = pipe.recv()
         except (EOFError, OSError):
             return
         tell("began", 0.0, "")
         try:
-            well = task.run(partial(tell, "progress"))
+            well = _run(task, partial(tell, "progress"))
         except GpuLost as lost:
             tell("gpu", False, str(lost))
+            os._exit(1)
+        except Exception as error:  # of the device or the disk: a cell records its own
+            traceback.print_exc()
+            tell("error", False, describe_failure(error).reason)
             os._exit(1)
         if not free_unused():
             tell("left", well, "")
             os._exit(1)  # what torch does when a process ends would fail too, and say so at length
         tell("ended", well, "")
+
+
+def _run(task: AnyTask, report: Callable[[float, str], None]) -> bool:
+    """Raises GpuLost also where the GPU was lost before the task began: to take it up is what fails first."""
+    from bench.execute.memory import raise_if_lost
+
+    try:
+        return task.run(report)
+    except GpuLost:
+        raise
+    except Exception as error:
+        raise_if_lost(error)
+        raise
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed ends nobody, and who is at work looks at no pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from bench.errors import GpuLost
 from bench.execute.cell import CellRun
-from bench.execute.memory import free_unused, in_memory, is_out_of_memory
+from bench.execute.memory import free_unused, in_memory, is_out_of_memory, raise_if_lost
 from bench.execute.outcome import describe_failure
 from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
@@ -157,6 +158,32 @@ def test_whether_the_gpu_answers(
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
     assert free_unused() == answers
     assert bool(emptied) == (error is None)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (
+            "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling "
+            "NumCudaDevices() that might have already set an error? Error 807: MPS server is not ready to accept new "
+            "MPS client requests",
+            True,
+        ),
+        ("Error 808: the hardware resources required to create MPS client have been exhausted", True),
+        (
+            "Error 809: the hardware resources required to support device connections have been exhausted",
+            True,
+        ),
+        ("CUDA error: the MPS client has been terminated by the server", True),
+        ("CUDA error: invalid argument", False),
+        ("MPS backend out of memory", False),
+        ("error 8051", False),
+    ],
+)
+def test_a_gpu_that_takes_up_no_process_is_lost(error: str, lost: bool) -> None:
+    """CUDA is then not initialised, and there is nothing to ask."""
+    with pytest.raises(GpuLost) if lost else nullcontext():
+        raise_if_lost(RuntimeError(error))
 
 
 def test_given_up_at_single_images() -> None:

@@ -149,6 +149,16 @@ class Chat:
         return True
 
 
+@dataclass(frozen=True)
+class Stumble:
+    """As where the device cannot be taken up, or the disk is full."""
+
+    error: str
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        raise RuntimeError(self.error)
+
+
 class Watch:
     def __init__(self) -> None:
         self.seen: list[tuple[str, str]] = []
@@ -252,6 +262,17 @@ def test_what_reports_all_the_time_is_stopped_too_before_it_is_recorded(tmp_path
 
     run_jobs([Job("chat", Chat(tmp_path / "pid"), "", 1.0)], 1, Watch(), timeout=0.5, on_lost=on_lost)
     assert lost == ["timeout"]
+
+
+def test_what_a_task_raises_is_passed_on_and_costs_no_retry_but_for_the_gpu() -> None:
+    lost: list[tuple[str, str]] = []
+    refused = "Error 807: MPS server is not ready to accept new MPS client requests"
+    jobs: list[Job[Any]] = [Job(said, Stumble(said), "", 1.0) for said in ("No space left", refused)]
+    run_jobs(jobs, 1, Watch(), on_lost=lambda task, kind, reason: lost.append((kind, reason)))
+    assert lost == [
+        ("error", "RuntimeError: No space left"),
+        ("gpu", f"the GPU no longer answered: RuntimeError: {refused}"),
+    ]
 
 
 @dataclass(frozen=True)
