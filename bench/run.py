@@ -191,8 +191,8 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
     with Display(f"{plan.suite.name}: training", jobs, console) as display:
         workers = processes(plan.device, options.jobs, plan.reads_files)
         threads = threads_each(plan.device, workers)
-        with side_by_side(plan.device, min(workers, len(jobs))):
-            run_jobs(jobs, workers, display, options.timeout, on_lost, threads)
+        with side_by_side(plan.device, min(workers, len(jobs))) as shared_gpu:
+            run_jobs(jobs, workers, display, options.timeout, on_lost, threads, shared_gpu)
 
 
 def _measure(plan: Plan, store: Store, options: RunOptions, console: Console) -> list[str]:

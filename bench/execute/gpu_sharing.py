@@ -26,26 +26,25 @@ PROBE = "import sys, torch; torch.ones(1, device=sys.argv[1]).item()"
 
 
 @contextmanager
-def side_by_side(device: str, workers: int) -> Iterator[bool]:
-    """Inside, processes that this one starts share `device`, a torch device. Gives whether that is so: not for a CPU or
-    a single worker, nor where there is no MPS, or none that works."""
+def side_by_side(device: str, workers: int) -> Iterator[Mapping[str, str]]:
+    """Inside, processes with what it gives in their environment share `device`, a torch device. Nothing for a CPU or a
+    single worker, nor where there is no MPS, or none that works. This process is not one of them: it asks the GPU for
+    its name at most, and should not lose it with them."""
     if not device.startswith("cuda") or workers < 2:
-        yield False
+        yield {}
+        return
+    if PIPES in os.environ:
+        yield {PIPES: os.environ[PIPES]}
         return
     control = shutil.which(CONTROL)
-    if PIPES in os.environ or control is None:
-        yield PIPES in os.environ
+    if control is None:
+        yield {}
         return
     with tempfile.TemporaryDirectory(prefix="bench-mps-", ignore_cleanup_errors=True) as folder:
         own = {PIPES: folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         try:
-            works = _start(control, device, own)
-            if works:
-                os.environ.update(own)
-            yield works
+            yield own if _start(control, device, own) else {}
         finally:
-            for name in own:
-                os.environ.pop(name, None)
             _call([control], own, "quit -t 5\n")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -28,6 +28,8 @@ side on an H200, four cells of the 300-100 trained twice as many epochs in a sec
 eight 2.3 times as many. Each process has a CUDA context and a copy of the data set of its own in its memory. Only one
 does where images are decoded from files as they are needed: such images, and the networks for them, fill a GPU, and all
 cores decode for one cell."""
+
+NOTHING: Mapping[str, str] = {}
 
 _SENT_TO_ALL = [-number for number in SIGNALS]
 """Exit codes of what goes to a group of processes at the same time, and to this one perhaps last."""
@@ -101,13 +103,14 @@ def run_jobs(
     timeout: float | None = None,
     on_lost: Callable[[T, str, str], None] = lambda task, kind, reason: None,
     threads: int = 1,
-    shared_gpu: bool = False,
+    shared_gpu: Mapping[str, str] = NOTHING,
 ) -> bool:
     """Run `jobs` in their order as far as `needs` allow, on `workers` processes of `threads` torch threads each.
 
     timeout: seconds for one job. on_lost: told of each task whose worker died or ran out of time, with the word for
     the tables (`killed`, `timeout`, `gpu`, `error`) and the reason; its process writes nothing more by then.
-    shared_gpu: whether the workers are at one by MPS. True when every job ended well.
+    shared_gpu: what is in the environment of workers that share one (see `side_by_side`). True when every job ended
+    well.
     """
     waiting, done, cut_off = list(jobs), set[str](), set[str]()
     busy: dict[Connection, _Worker[T]] = {}
@@ -120,19 +123,27 @@ def run_jobs(
         alone = not cut_off.isdisjoint({job.key, *under_way})
         return not (set(job.needs) & keys) - done and not (alone and busy)
 
-    with child_environment(threads):
-        team: list[_Worker[T]] = [_Worker(threads) for _ in range(min(workers, len(jobs)))]
+    def fresh() -> _Worker[T]:
+        with child_environment(threads, shared_gpu):
+            return _Worker(threads)
+
+    def replace(worker: _Worker[T]) -> _Worker[T]:
+        worker.stop()
+        team[team.index(worker)] = other = fresh()
+        return other
+
+    team = [fresh() for _ in range(min(workers, len(jobs)))]
     try:
         while waiting or busy:
             if doubtful and waiting and not (gpu_lost and busy):
                 for worker in [w for w in team if w.job is None and w.began is not None]:
-                    _replace(worker, team, threads)
+                    replace(worker)
                 gpu_lost = doubtful = False
             for worker in [w for w in team if w.job is None and not gpu_lost]:
                 job = next(filter(may_start, waiting), None)
                 if job is not None:
                     if not worker.process.is_alive():  # died while it was idle: no job's fault
-                        worker = _replace(worker, team, threads)
+                        worker = replace(worker)
                     waiting.remove(job)
                     worker.give(job)
                     busy[worker.pipe] = worker
@@ -151,13 +162,13 @@ def run_jobs(
                     on_lost(job.task, kind, reason)
                 if kind or worker.left:
                     if waiting:
-                        _replace(worker, team, threads)
+                        replace(worker)
                     else:
                         worker.stop()
                         team.remove(worker)
                 worker.job = None
                 gpu_lost |= kind == "gpu" or worker.left
-                doubtful |= gpu_lost or (shared_gpu and bool(kind))
+                doubtful |= gpu_lost or bool(shared_gpu and kind)
                 if not again:
                     watcher.ended(job, ok, reason)
                     all_well &= ok
@@ -191,14 +202,6 @@ def cores_each(workers: int) -> int:
 def _cores() -> int:
     """Those that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _replace(worker: _Worker[T], team: list[_Worker[T]], threads: int) -> _Worker[T]:
-    worker.stop()
-    with child_environment(threads):
-        fresh: _Worker[T] = _Worker(threads)
-    team[team.index(worker)] = fresh
-    return fresh
 
 
 def _outcomes(
@@ -247,14 +250,16 @@ system after every step and are cleared anew in the next: a quarter of the time 
 
 
 @contextmanager
-def child_environment(threads: int = 1) -> Iterator[None]:
-    """What a child reads when it starts: the thread count of its numeric libraries, to keep freed memory, and not to
-    complain that one that was ended in its work has left semaphores behind (they are put away)."""
+def child_environment(threads: int = 1, shared_gpu: Mapping[str, str] = NOTHING) -> Iterator[None]:
+    """What a child reads when it starts: the thread count of its numeric libraries, to keep freed memory, where its GPU
+    is shared, and not to complain that one that was ended in its work has left semaphores behind (they are put away).
+    """
     warnings = [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]
     settings = {
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
         "PYTHONWARNINGS": ",".join(filter(None, warnings)),
         **KEEP_FREED_MEMORY,
+        **shared_gpu,
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -42,8 +42,9 @@ def lost(task: Long, kind: str, reason: str) -> None:
 @signals_interrupt()
 def main() -> None:
     gpu_sharing.PROBE = ""
-    with side_by_side("cuda", 2):
-        run_jobs([Job("long", Long(Path(sys.argv[1])), "", 1.0)], 1, Unwatched(), on_lost=lost)
+    with side_by_side("cuda", 2) as shared:
+        jobs = [Job("long", Long(Path(sys.argv[1])), "", 1.0)]
+        run_jobs(jobs, 1, Unwatched(), on_lost=lost, shared_gpu=shared)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import pytest
 
 from bench.execute import gpu_sharing
 from bench.execute.gpu_sharing import CONTROL, PIPES, side_by_side
+from bench.execute.pool import child_environment
 
 CHILD = f"import os; print(os.environ.get({PIPES!r}, ''), os.environ.get('CUDA_VISIBLE_DEVICES', ''))"
 
@@ -33,9 +34,10 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_started_found_by_children_and_ended(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_sharing, "PROBE", "")
     with side_by_side("cuda", 2) as shared:
-        assert shared
-        folder = os.environ[PIPES]
-        child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+        folder = shared[PIPES]
+        assert PIPES not in os.environ  # this process is no client
+        with child_environment(1, shared):
+            child = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
     assert child.stdout.split() == [folder, "3"]
     assert told.read_text().splitlines() == [f"-d [{folder}] []", f"quit -t 5 [{folder}] []"]
     assert PIPES not in os.environ
@@ -60,7 +62,7 @@ def test_not_started_where_nothing_is_shared(told: Path, device: str, workers: i
 def test_one_that_is_there_is_kept(told: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PIPES, "/somewhere")
     with side_by_side("cuda", 2) as shared:
-        assert shared
+        assert shared == {PIPES: "/somewhere"}
     assert os.environ[PIPES] == "/somewhere"
     assert not told.exists()
 

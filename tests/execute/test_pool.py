@@ -36,6 +36,19 @@ class Die:
 
 
 @dataclass(frozen=True)
+class DieAfter:
+    """Once the other has ended."""
+
+    other: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        while not self.other.exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        os._exit(9)
+
+
+@dataclass(frozen=True)
 class Fail:
     """After it, the GPU answers as `error` says, for as long as the process lives."""
 
@@ -240,6 +253,15 @@ def test_a_worker_that_was_idle_at_the_fault_takes_no_other_task(tmp_path: Path)
     run_jobs(jobs, 2, watch, on_lost=lambda task, kind, reason: lost.append(kind))
     assert watch.outcomes == {"0": True, "1": True}
     assert not lost
+
+
+@pytest.mark.parametrize("shared", [{}, {"CUDA_MPS_PIPE_DIRECTORY": "/somewhere"}])
+def test_the_end_of_one_costs_others_the_gpu_that_they_share(shared: dict[str, str], tmp_path: Path) -> None:
+    jobs: list[Job[Any]] = [Job("before", TellProcess(tmp_path / "before"), "", 1.0)]
+    jobs.append(Job("die", DieAfter(tmp_path / "before"), "", 1.0))
+    jobs.append(Job("after", TellProcess(tmp_path / "after"), "", 1.0, needs=("die",)))
+    run_jobs(jobs, 2, Watch(), shared_gpu=shared)
+    assert ((tmp_path / "before").read_text() != (tmp_path / "after").read_text()) == bool(shared)
 
 
 def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:

@@ -63,7 +63,11 @@ def test_side_by_side_a_failed_kernel_costs_its_task_alone() -> None:
     with side_by_side("cuda", len(jobs)) as shared:
         assert shared
         run_jobs(
-            jobs, len(jobs), watch, on_lost=lambda task, kind, reason: lost.append(f"{kind} {task.index}")
+            jobs,
+            len(jobs),
+            watch,
+            on_lost=lambda task, kind, reason: lost.append(f"{kind} {task.index}"),
+            shared_gpu=shared,
         )
     assert watch.outcomes == {"0": True, "1": True, "2": True, "7": False}
     assert lost == ["gpu 7"]

@@ -138,7 +138,7 @@ def epochs_a_second(network: str, cells: int, epochs: int) -> float:
         paths = [Path(folder) / str(at) for at in range(cells)]
         jobs = [Job(path.name, Training(path, network, epochs), path.name, 1.0) for path in paths]
         with side_by_side("cuda", cells) as shared:
-            run_jobs(jobs, cells, Quiet())
+            run_jobs(jobs, cells, Quiet(), shared_gpu=shared)
         if cells > 1 and not shared:
             print("  no MPS here: the cells take turns")
         found = [[float(number) for number in path.read_text().split()] for path in paths]
