@@ -95,7 +95,7 @@ class CellRun:
         except Exception as error:
             raise_if_lost(error)
             failure = describe_failure(error)
-            self.store.write(self.outcome.train("failed", time.perf_counter() - began, failure=failure))
+            self._record_untrained(failure, time.perf_counter() - began)
             for strength, point in points:
                 self.store.write(self.outcome.point(strength, point, "failed", 0.0, failure=failure))
             return False
@@ -128,11 +128,15 @@ class CellRun:
     def record_lost(self, kind: str, reason: str) -> None:
         """Failed records for a cell whose process died or ran out of time."""
         failure = Failure(kind=kind, reason=reason)
-        if self.store.status("train", self.cell.train_id) != "done":
-            self.store.write(self.outcome.train("failed", 0.0, failure=failure))
+        self._record_untrained(failure, 0.0)
         for strength, point in self.cell.points:
             if self.store.status("point", point) is None:
                 self.store.write(self.outcome.point(strength, point, "failed", 0.0, failure=failure))
+
+    def _record_untrained(self, failure: Failure, seconds: float) -> None:
+        """Of a training that is done the record stays: to take it up again is what failed."""
+        if self.store.status("train", self.cell.train_id) != "done":
+            self.store.write(self.outcome.train("failed", seconds, failure=failure))
 
     def open_data(self) -> None:
         """Raises BadInput where the data is missing or damaged."""
@@ -176,8 +180,8 @@ class CellRun:
         subject.method.detach()
         subject.sites = loop.sites
         subject.without(loop.removed)
-        record = self.outcome.train("done", time.perf_counter() - began, progress, initial, shared)
-        self.store.write(record)
+        seconds = loop.seconds_before + time.perf_counter() - began
+        self.store.write(self.outcome.train("done", seconds, progress, initial, shared))
         return subject
 
     def _fresh(self) -> Subject:

@@ -72,6 +72,8 @@ class Loop:
         self.normalise = Normalise.of(data, device)
         self.steps_per_epoch = recipe.steps_per_epoch(len(data.train.labels))
         self.progress, self._position = Progress(), Position()
+        self.seconds_before = 0.0
+        """What the part of the training took that the checkpoint has."""
         self.sites, self.removed = list(sites), Removed()
         self._example = torch.zeros(1, *data.input_shape, device=device)
         self._best: dict[str, Any] | None = None
@@ -296,6 +298,7 @@ class Loop:
         self._take_away(masks_of(resumed.state.get("removed", {}), self.sites))
         load_trained(self.network, self.method, resumed.state)
         self._position, self.progress, self._best = resumed.position, resumed.progress, resumed.best
+        self.seconds_before = self.progress.seconds
         optimizers: list[dict[str, Any]] = resumed.state["optimizers"]
         return optimizers
 

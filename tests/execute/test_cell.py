@@ -1,0 +1,89 @@
+"""What a cell records where it is taken up again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.cells import Cell
+from bench.execute.cell import CellRun
+from bench.records.schema import TrainRecord
+from bench.records.store import Store
+from bench.training.loop import Loop
+from methods.dense import Dense
+from tests.contract.cases import CPU, Case, cells_of
+
+
+def cell_of(case: Case, strengths: tuple[float, ...], **recipe: object) -> Cell:
+    (cell,) = cells_of(case, strengths)
+    workload = cell.workload.model_copy(update={"recipe": {**cell.workload.recipe, **recipe}})
+    return replace(cell, workload=workload, pretraining=None)
+
+
+def run_of(cell: Cell, results: Path) -> CellRun:
+    return CellRun(cell, results, None, CPU, lambda fraction, doing: None)
+
+
+def trained(cell: Cell, results: Path) -> TrainRecord:
+    record = Store(results).read("train", cell.train_id)
+    assert isinstance(record, TrainRecord)
+    return record
+
+
+def test_what_fails_later_leaves_the_record_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another point is asked for, and the data set does not fit just then."""
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.5, 0.75), epochs=1)
+    assert run_of(replace(cell, points=cell.points[:1]), tmp_path).run()
+    before = trained(cell, tmp_path)
+
+    def full(run: CellRun) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CellRun, "open_data", full)
+        assert not run_of(cell, tmp_path).run()
+    assert trained(cell, tmp_path) == before
+    assert [Store(tmp_path).status("point", point) for _, point in cell.points] == ["done", "failed"]
+    assert run_of(cell, tmp_path).run(retry_failed=True)
+    assert trained(cell, tmp_path) == before
+
+
+class Stop(BaseException):
+    """As a signal: nothing catches it."""
+
+
+def test_seconds_of_a_training_that_was_cut_off_are_those_of_all_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cell_of(Case("dense"), (0.0,), epochs=3, batch_size=512)
+    after_step, init = Dense.after_step, Loop.__init__
+
+    def slow(method: Dense) -> None:
+        after_step(method)
+        time.sleep(0.1)
+
+    def keep_all(loop: Loop, *arguments: object, **settings: object) -> None:
+        init(loop, *arguments, **settings)  # type: ignore[arg-type]
+        loop.checkpoints.seconds = 0.0
+
+    def stop(fraction: float, doing: str) -> None:
+        if fraction > 0.5:
+            raise Stop
+
+    monkeypatch.setattr(Dense, "after_step", slow)
+    monkeypatch.setattr(Loop, "__init__", keep_all)
+    run = run_of(cell, tmp_path)
+    run.report = stop
+    with pytest.raises(Stop):
+        run.run()
+    assert run_of(cell, tmp_path).run()
+    record = trained(cell, tmp_path)
+    assert record.step_milliseconds is not None
+    assert record.steps == 9
+    assert record.seconds >= record.steps * record.step_milliseconds / 1000 >= 0.9
