@@ -24,11 +24,15 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     blob = save(tensors, metadata={"state": json.dumps(described)})
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # of a full disk
+        raise
 
 
 def read_state(path: Path) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ class Loop:
         is trained (see `EagerStep`)."""
         self.network, self.method, self.data, self.recipe = network, method, data, recipe
         self.seed, self.device, self.parts, self.on_epoch = seed, device, parts, on_epoch
-        self.checkpoints = Checkpoints(checkpoint, checkpoint_seconds)
+        self.checkpoints = Checkpoints(checkpoint, checkpoint_seconds, device)
         self.normalise = Normalise.of(data, device)
         self.steps_per_epoch = recipe.steps_per_epoch(len(data.train.labels))
         self.progress, self._position = Progress(), Position()

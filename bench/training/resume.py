@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bench.training.checkpoint import clone_state, read_state, write_state
@@ -53,10 +54,11 @@ class Resumed:
 
 
 class Checkpoints:
-    """A file that is replaced every so many seconds; None for a training that keeps nothing."""
+    """A file that is replaced every so many seconds; None for a training that keeps nothing. device: the one that
+    trains; another's random streams can be neither taken over nor matched."""
 
-    def __init__(self, path: Path | None, seconds: float) -> None:
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path | None, seconds: float, device: torch.device) -> None:
+        self.path, self.seconds, self.device = path, seconds, device.type
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -68,14 +70,17 @@ class Checkpoints:
         """state: of network, method and optimisers."""
         if self.path is not None:
             here = {**vars(position), "progress": clone_state(vars(progress)), "best": best}
+            here["device"] = self.device
             write_state(self.path, {**state, "position": here})
             self._last = time.monotonic()
 
     def load(self) -> Resumed | None:
-        """None where there is no file, or that of a finished training."""
+        """None where there is no file, or that of a finished training, or of one on another kind of device."""
         state = None if self.path is None else read_state(self.path)
         if state is None or "position" not in state:
             return None
         here = state["position"]
+        if here.pop("device", self.device) != self.device:
+            return None
         progress, best = Progress(**here.pop("progress")), here.pop("best")
         return Resumed(state, Position(**here), progress, best)

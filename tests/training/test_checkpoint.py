@@ -1,5 +1,7 @@
 """State on disk comes back as it was, and damage is no crash."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,18 @@ def test_a_file_cut_short_counts_as_none(tmp_path: Path) -> None:
 def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="/method/thing"):
         write_state(tmp_path / "a", {"method": {"thing": object()}})
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_state(tmp_path / "a", {"step": 1})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_state(tmp_path / "a", {"step": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert read_state(tmp_path / "a") == {"step": 1}
 
 
 def test_a_clone_shares_nothing() -> None:

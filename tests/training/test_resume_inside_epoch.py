@@ -116,6 +116,26 @@ def test_the_streams_matter(tmp_path: Path) -> None:
         assert not all(torch.equal(found[key], value) for key, value in expected.items())
 
 
+def test_the_checkpoint_of_another_kind_of_device_is_left(tmp_path: Path) -> None:
+    """The state of a generator of a GPU has 16 bytes, and means nothing to one of a CPU."""
+    expected = run(open_loop("dense", None))
+    first = open_loop("dense", tmp_path / "checkpoint")
+    cut_at(first, 3)
+    with pytest.raises(Cut):
+        run(first)
+    state = read_state(tmp_path / "checkpoint")
+    assert state is not None
+    assert state["position"]["device"] == "cpu"
+    streams = dict.fromkeys(("method", "augmentation", "network-cuda"), torch.zeros(16, dtype=torch.uint8))
+    streams = {**state["position"]["streams"], **streams}
+    there = {**state["position"], "device": "cuda", "streams": streams}
+    write_state(tmp_path / "checkpoint", {**state, "position": there})
+    second = open_loop("dense", tmp_path / "checkpoint")
+    found = run(second)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert second.progress.steps == 2 * second.steps_per_epoch
+
+
 def test_killed_while_writing_leaves_the_former_state(tmp_path: Path) -> None:
     """SIGKILL between writing and renaming, in a process of its own."""
     file = tmp_path / "checkpoint"
