@@ -154,7 +154,7 @@ class CellRun:
             return train()
 
         allowed = self.recipe.accumulate_on_out_of_memory
-        return in_memory(attempt, self.recipe.batch_size if allowed else 1)
+        return in_memory(attempt, max(1, self.recipe.batch_size // 2) if allowed else 1)
 
     def _pretrain_alone(self) -> None:
         subject = self._fresh()

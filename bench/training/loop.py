@@ -65,7 +65,7 @@ class Loop:
     ) -> None:
         """device: of `network` and `data` both. checkpoint: a file to resume from and to write every
         `checkpoint_seconds` (between two steps). on_epoch: told of each epoch done. parts: in how many pieces a batch
-        is trained (see `EagerStep`)."""
+        is trained (see `EagerStep`); in more where the checkpoint says so."""
         self.network, self.method, self.data, self.recipe = network, method, data, recipe
         self.seed, self.device, self.parts, self.on_epoch = seed, device, parts, on_epoch
         self.checkpoints = Checkpoints(checkpoint, checkpoint_seconds, device)
@@ -102,7 +102,8 @@ class Loop:
     def run(self, phases: Sequence[PlannedPhase]) -> Progress:
         """Train through `phases`, from the checkpoint where there is one."""
         optimizer_state = self._load()
-        self._note_how()
+        if phases:
+            self._note_how(phases)
         first = self._position.phase
         mixed = self.precision == "bf16"
         with test_is_sealed(), bf16_in_training(self.network, self.device) if mixed else nullcontext():
@@ -271,16 +272,19 @@ class Loop:
             optimizers.load_state_dict(clone_state(self._best["optimizers"]))
         return request
 
-    def _note_how(self) -> None:
+    def _note_how(self, phases: Sequence[PlannedPhase]) -> None:
         if self.recipe.precision != self.precision:
-            self.progress.note(f"trained in {self.precision}: {self.method.name} does not run in bf16")
-        if self.parts > 1:
+            what = "trained, but for the shared pretraining," if phases[0].first_epoch else "trained"
+            self.progress.note(f"{what} in {self.precision}: {self.method.name} does not run in bf16")
+        if self.parts > self.progress.parts:
             size = math.ceil(self.recipe.batch_size / self.parts)
+            epoch = phases[self._position.phase].first_epoch + self._position.epoch + 1
             self.progress.note(
-                f"out of memory: from epoch {sum(self.progress.epochs.values()) + 1} on, gradients were summed over "
-                f"{self.parts} parts of at most {size} images a step; batch-norm statistics, and what the method "
-                "measures in a step, are of these smaller batches"
+                f"out of memory: from epoch {epoch} on, gradients were summed over {self.parts} parts of at most "
+                f"{size} images a step; batch-norm statistics, and what the method measures in a step, are of these "
+                "smaller batches"
             )
+        self.parts = self.progress.parts = max(self.parts, self.progress.parts)
 
     def _save(self, optimizers: Optimizers) -> None:
         state = {**self.state(), "optimizers": optimizers.state_dict()}

@@ -16,7 +16,7 @@ from bench.training.checkpoint import clone_state, read_state, write_state
 @dataclass
 class Progress:
     """What a run has done so far; all of it is kept in a checkpoint. notes: what a reader of the record should know of
-    how the training was carried out."""
+    how the training was carried out. parts: in how many pieces its batches are trained by now."""
 
     epochs: dict[str, int] = field(default_factory=dict)
     steps: int = 0
@@ -24,6 +24,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     data_order: str = ""
     notes: list[str] = field(default_factory=list)
+    parts: int = 1
 
     def note(self, text: str) -> None:
         """Once, however often it happens."""

@@ -18,7 +18,8 @@ WARM_UP = 3
 
 
 class EagerStep:
-    """parts: how many pieces a batch is trained in where it does not fit in memory whole. The gradients are summed in
+    """parts: how many pieces a batch is trained in where it does not fit in memory whole; fewer where one would have a
+    single image, of which batch normalisation knows no deviation. The gradients are summed in
     proportion to the images, so that it is a step on the whole batch but for what looks at a batch as such (the
     statistics of batch normalisation, what a method measures)."""
 
@@ -40,8 +41,9 @@ class EagerStep:
         collecting = [*self.optimizers.parameters, *self.method.leaves()]
         sums: dict[Tensor, Tensor] = {}
         total = torch.zeros((), device=batch.targets.device)
-        chunks = zip(batch.inputs.chunk(self.parts), batch.targets.chunk(self.parts), strict=True)
-        for inputs, targets in chunks:
+        parts = max(1, min(self.parts, images // 2))
+        pieces = zip(batch.inputs.tensor_split(parts), batch.targets.tensor_split(parts), strict=True)
+        for inputs, targets in pieces:
             share = len(targets) / images
             for leaf in collecting:
                 leaf.grad = None

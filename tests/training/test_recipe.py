@@ -16,10 +16,11 @@ from bench import data, networks
 from bench.compaction import find_sites
 from bench.training.loop import Loop
 from bench.training.optimizers import Optimizers
-from bench.training.phases import plan_phases
+from bench.training.phases import PlannedPhase, plan_phases
 from bench.training.recipe import LATER, Recipe
 from bench.training.schedule import learning_rate_factor
-from methods.base import Batch, Evaluation, Request, Site, StepContext
+from bench.training.step import EagerStep
+from methods.base import Batch, Evaluation, Phase, Request, Site, StepContext
 from methods.dense import Dense
 
 
@@ -112,6 +113,26 @@ def test_gradients_of_parts_are_those_of_the_batch() -> None:
     assert not whole.progress.notes
 
 
+def test_no_part_is_a_single_image() -> None:
+    """Of which batch normalisation knows no deviation; 70 images in equal parts but for a smaller last have one."""
+    recipe = Recipe(epochs=1, batch_size=128, optimizer="sgd")
+    loop, seen = loop_of(recipe), list[int]()
+    step = loop.method.training_step
+
+    def watched(batch: Batch) -> Tensor:
+        seen.append(len(batch.targets))
+        return step(batch)
+
+    loop.method.training_step = watched  # type: ignore[method-assign]
+    for parts in (16, 32, 64, 128):
+        in_parts = EagerStep(loop.method, Optimizers(loop.network, [], recipe, 1.0), 0.0, parts)
+        in_parts(Batch(torch.zeros(70, 1, 8, 8), torch.zeros(70, dtype=torch.int64)))
+        assert sum(seen) == 70
+        assert len(seen) == min(parts, 35)
+        assert max(seen) - 1 <= min(seen) >= 2
+        seen.clear()
+
+
 def test_parts_add_up_for_what_no_optimiser_holds() -> None:
     """The sensitivities of a method that moves them itself."""
 
@@ -151,6 +172,17 @@ def test_bf16_where_the_method_allows_it(allowed: bool, monkeypatch: pytest.Monk
     assert loop.progress.notes == ([] if allowed else ["trained in float32: dense does not run in bf16"])
     assert not loop.network._forward_hooks
     assert not loop.network._forward_pre_hooks
+
+
+def test_notes_of_what_comes_after_a_shared_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which another method has trained, and whole."""
+    monkeypatch.setattr(Dense, "autocast", False)
+    loop = loop_of(Recipe(epochs=3, batch_size=512, precision="bf16"))
+    loop.parts = 2
+    loop.run([PlannedPhase(Phase("finetune", 1 / 3), 2, 1)])
+    precision, parts = loop.progress.notes
+    assert precision == "trained, but for the shared pretraining, in float32: dense does not run in bf16"
+    assert parts.startswith("out of memory: from epoch 3 on, gradients were summed over 2 parts")
 
 
 class Counting(Dense):

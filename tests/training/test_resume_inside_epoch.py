@@ -98,6 +98,22 @@ def test_cut_inside_an_epoch(method: str, optimizer: str, step: int, tmp_path: P
     assert second.progress.steps == straight.progress.steps
 
 
+def test_what_was_trained_in_parts_goes_on_in_as_many(tmp_path: Path) -> None:
+    straight = open_loop("dense", None)
+    straight.parts = 4
+    expected = run(straight)
+    first = open_loop("dense", tmp_path / "checkpoint")
+    first.parts = 4
+    cut_at(first, 8)
+    with pytest.raises(Cut):
+        run(first)
+    second = open_loop("dense", tmp_path / "checkpoint")
+    found = run(second)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert second.progress.notes == straight.progress.notes
+    assert len(second.progress.notes) == 1
+
+
 def test_the_streams_matter(tmp_path: Path) -> None:
     """The check of the checks: without its streams a run does not go on as before."""
     expected = run(open_loop("dense", None))
