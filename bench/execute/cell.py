@@ -94,7 +94,7 @@ class CellRun:
             trained = self._in_memory(self._train_stage)
         except Exception as error:
             raise_if_lost(error)
-            failure = describe_failure(error)
+            failure = describe_failure(error, self.recipe)
             self._record_untrained(failure, time.perf_counter() - began)
             for strength, point in points:
                 self.store.write(self.outcome.point(strength, point, "failed", 0.0, failure=failure))

@@ -1,45 +1,19 @@
-"""What is done where a training does not fit in the memory of its device, and between two."""
+"""What is done where a training does not fit in the memory of its device, or has lost that."""
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from bench.errors import GpuLost
+from bench.training.memory import free_unused, is_out_of_memory
 
 T = TypeVar("T")
-
-_NO_MEMORY = re.compile(r"CUDA (driver )?error: out of memory|_ALLOC(ATION)?_FAILED")
-"""What CUDA and its libraries (cuBLAS, cuDNN …), which allocate without torch, say where that fails."""
 
 _NOT_SERVED = re.compile(r"\bMPS (client|server)\b|\berror 8(0[5-9]|10)\b|cudaErrorMps", re.IGNORECASE)
 """What CUDA says where the service by which processes share a GPU does not take one up, or lets it go (its errors 805
 to 810)."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in torch or in what it calls."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
-    )
-
-
-def free_unused() -> bool:
-    """Free what nobody holds any more, on the GPU for other processes too. False where the GPU no longer answers this
-    process: after an illegal access or a failed assertion in a kernel, every call raises until the process ends."""
-    gc.collect()  # hooks hold their networks in cycles
-    if not torch.cuda.is_initialized():
-        return True
-    try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-    except RuntimeError as error:
-        return is_out_of_memory(error)
-    return True
 
 
 def raise_if_lost(error: Exception) -> None:

@@ -14,9 +14,10 @@ import torch
 
 from bench.cells import Cell
 from bench.errors import CellFailed
-from bench.execute.memory import is_out_of_memory
 from bench.measure.machine import describe, versions
 from bench.records.schema import Failure, PointRecord, TrainRecord
+from bench.training.memory import is_out_of_memory
+from bench.training.recipe import Recipe
 from bench.training.resume import Progress
 
 
@@ -86,8 +87,8 @@ class Outcome:
         )
 
 
-def describe_failure(error: Exception) -> Failure:
-    """A record's reason for whatever a cell raised."""
+def describe_failure(error: Exception, recipe: Recipe | None = None) -> Failure:
+    """A record's reason for whatever a cell raised. recipe: of the training that failed, for what may help it."""
     detail = "".join(traceback.format_exception(error))
     if isinstance(error, CellFailed):
         return Failure(kind=error.kind, reason=str(error))
@@ -95,8 +96,9 @@ def describe_failure(error: Exception) -> Failure:
     if is_out_of_memory(error):
         asked = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", str(error))
         what = f"{asked[1]} more were asked for" if asked else first_line or type(error).__name__
-        hint = "a smaller batch_size, or accumulate_on_out_of_memory = true in the recipe, may fit"
-        return Failure(kind="memory", reason=f"out of memory: {what}; {hint}", detail=detail)
+        hint = "; a smaller batch_size, or accumulate_on_out_of_memory = true in the recipe, may fit"
+        helps = recipe is not None and not recipe.accumulate_on_out_of_memory
+        return Failure(kind="memory", reason=f"out of memory: {what}{hint if helps else ''}", detail=detail)
     return Failure(kind="error", reason=f"{type(error).__name__}: {first_line}", detail=detail)
 
 

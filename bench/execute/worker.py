@@ -98,8 +98,8 @@ def work(pipe: Connection, threads: int = 1) -> None:
     import torch
 
     import bench.execute.cell  # noqa: F401 (seconds, which no time-out of a cell should count)
-    from bench.execute.memory import free_unused
     from bench.execute.outcome import describe_failure
+    from bench.training.memory import free_unused
 
     gc.freeze()  # what is imported stays: to look through it after every task took a tenth of a second
     torch.set_num_threads(threads)

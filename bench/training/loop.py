@@ -26,6 +26,7 @@ from bench.data.split import Dataset
 from bench.errors import CellFailed
 from bench.measure.accuracy import score
 from bench.training.checkpoint import clone_state
+from bench.training.memory import free_unused, is_out_of_memory
 from bench.training.optimizers import Optimizers
 from bench.training.phases import PlannedPhase
 from bench.training.precision import bf16_in_training
@@ -40,6 +41,9 @@ from methods.base import Evaluation, Method, Phase, Request, Site, StepContext
 
 VALIDATIONS = 10
 """The validation curve of a run has about so many points, whatever its length."""
+
+SMALLEST_EVALUATION = 8
+"""Images at once: what does not fit in so few is not the images."""
 
 
 class Loop:
@@ -76,6 +80,7 @@ class Loop:
         """What the part of the training took that the checkpoint has."""
         self.sites, self.removed = list(sites), Removed()
         self._example = torch.zeros(1, *data.input_shape, device=device)
+        self._evaluation_batch = evaluation_batch(data.input_shape)
         self._best: dict[str, Any] | None = None
         self.context = StepContext(
             strength=strength,
@@ -256,10 +261,26 @@ class Loop:
         return {"validation_loss": evaluation.loss, "validation_accuracy": evaluation.accuracy}
 
     def validate(self) -> Evaluation:
-        """The network as it stands on the validation split."""
-        batch_size = evaluation_batch(self.data.input_shape)
-        scores = score(self.network, ordered(self.data.validation, batch_size, self.normalise))
-        return Evaluation(loss=scores.loss, accuracy=scores.accuracy)
+        """The network as it stands on the validation split, in smaller batches from where one does not fit in memory:
+        to train in parts would not help."""
+        while True:
+            batches = ordered(self.data.validation, self._evaluation_batch, self.normalise)
+            try:
+                scores = score(self.network, batches)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self._evaluation_batch <= SMALLEST_EVALUATION:
+                    raise CellFailed(
+                        "memory",
+                        "out of memory: the validation split does not fit in batches of "
+                        f"{self._evaluation_batch} images either ({(str(error).splitlines() or [''])[0]})",
+                    ) from error
+            else:
+                return Evaluation(loss=scores.loss, accuracy=scores.accuracy)
+            # Out of the handler, for the traceback holds on to what did not fit.
+            self._evaluation_batch = max(SMALLEST_EVALUATION, self._evaluation_batch // 2)
+            free_unused()
 
     def _ask_method(self, optimizers: Optimizers) -> Request | None:
         request = self.method.after_epoch(self.validate)

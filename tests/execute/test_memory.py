@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from bench.errors import GpuLost
 from bench.execute.cell import CellRun
-from bench.execute.memory import free_unused, in_memory, is_out_of_memory, raise_if_lost
+from bench.execute.memory import in_memory, raise_if_lost
 from bench.execute.outcome import describe_failure
-from bench.records.schema import PointRecord, TrainRecord
+from bench.records.schema import PointRecord, Scores, TrainRecord
 from bench.records.store import Store
+from bench.training import loop as training
+from bench.training.memory import free_unused, is_out_of_memory
+from bench.training.recipe import Recipe
 from methods.base import Batch
 from methods.dense import Dense
 from tests.contract.cases import CPU, Case, cells_of
@@ -72,6 +77,50 @@ def test_refused_with_what_was_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     assert train.failure.kind == "memory"
     assert "out of memory: 1.50 GiB more were asked for" in train.failure.reason
     assert "accumulate_on_out_of_memory" in train.failure.reason
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_where_only_the_evaluation_does_not_fit_its_batches_are_split(
+    fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the training are not to blame: it is not begun anew."""
+    sizes: list[int] = []
+    score = training.score
+
+    def in_little_memory(network: nn.Module, batches: Iterable[Batch]) -> Scores:
+        batches = list(batches)
+        sizes.append(len(batches[0].targets))
+        if not fits or sizes[-1] > 100:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return score(network, batches)
+
+    monkeypatch.setattr(training, "score", in_little_memory)
+    monkeypatch.setattr(training, "evaluation_batch", lambda shape: 128)
+    monkeypatch.setitem(globals(), "ROOM", 128)
+    memory, store, train_id, _ = run(tmp_path, monkeypatch, True)
+    train = store.read("train", train_id)
+    assert isinstance(train, TrainRecord)
+    assert sum(memory.seen) == 1222  # one epoch
+    if fits:
+        assert sizes == [128, 64]
+        assert train.status == "done"
+        assert not train.notes
+    else:
+        assert sizes == [128, 64, 32, 16, 8]
+        assert train.failure is not None
+        assert train.failure.kind == "memory"
+        assert train.failure.reason == (
+            "out of memory: the validation split does not fit in batches of 8 images either (CUDA out of memory. "
+            "Tried to allocate 2 GiB)"
+        )
+
+
+def test_no_advice_that_was_taken() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    asked, hint = "out of memory: 2 GiB more were asked for", "accumulate_on_out_of_memory"
+    assert describe_failure(error).reason == asked
+    assert describe_failure(error, Recipe(epochs=1, accumulate_on_out_of_memory=True)).reason == asked
+    assert hint in describe_failure(error, Recipe(epochs=1)).reason
 
 
 CUDA_SAYS = [
