@@ -19,6 +19,7 @@ from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.gpu_sharing import side_by_side
 from bench.execute.interrupts import signals_interrupt
+from bench.execute.lock import alone_in
 from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, child_environment, cores_each, processes, run_jobs, threads_each
 from bench.execute.progress import Display
@@ -61,6 +62,20 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
 
     plan = plan_elsewhere(suite, filters, options)
     store.check_writable()
+    with alone_in(options.results):
+        return _run(plan, suite, store, request, options, console, began)
+
+
+def _run(
+    plan: Plan,
+    suite: suites.Suite,
+    store: Store,
+    request: str,
+    options: RunOptions,
+    console: Console,
+    began: float,
+) -> int:
+    """Everything that writes; the exit code."""
     for line in keep(options.results, plan) if options.tune else ():
         console.print(line, highlight=False, markup=False)
     for skip in plan.skips:
