@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,24 @@ def request_digest(words: Sequence[Any], files: Sequence[Path]) -> str:
 
 
 def data_stamp(name: str, root: Path | None) -> str:
-    """Changes when the files of a data set by path, or of one in the data root, change."""
-    paths = [Path(name)] if root is None else [Path(name), root / f"{name}.npz"]
-    stats = [path.stat() for path in paths if path.exists()]
-    return repr([(stat.st_size, stat.st_mtime_ns) for stat in stats])
+    """Changes when the files of a data set by path, or of one in the data root, change: of a folder all those in it."""
+    paths = [Path(name)] if root is None else [Path(name), root / f"{name}.npz", root / name]
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(paths):
+        for file in _files(path):
+            with suppress(OSError):  # a link to nowhere
+                stat = os.stat(file)
+                digest.update(f"{file} {stat.st_size} {stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> Iterator[str]:
+    """The file itself, or all in the folder, in one order."""
+    if not path.is_dir():
+        yield str(path)
+    for folder, inner, files in os.walk(path, followlinks=True):
+        inner.sort()
+        yield from (os.path.join(folder, file) for file in sorted(files))
 
 
 def remember(results: Path, remembered: Remembered) -> None:
