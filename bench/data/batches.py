@@ -54,8 +54,17 @@ def shuffled(
     that the order is the same on every device) when the first batch is asked for; the last batch may be smaller. start:
     batches to leave out at the beginning, of an epoch that was broken off."""
     order = torch.randperm(len(split), generator=generator)[:images].to(split.labels.device)
-    for inputs, labels in split.batches(order.split(batch_size)[start:]):
+    for inputs, labels in split.batches(_of_several(order.split(batch_size))[start:]):
         yield Batch(normalise(inputs if augment is None else augment(inputs)), labels)
+
+
+def _of_several(batches: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The same, but where the last batch is a single image the one before gives it one of its own: of one image there
+    are no statistics that a normalisation could use."""
+    if len(batches) < 2 or len(batches[-1]) > 1 or len(batches[-2]) < 3:
+        return batches
+    *rest, before, last = batches
+    return (*rest, before[:-1], torch.cat([before[-1:], last]))
 
 
 def evaluation_batch(input_shape: tuple[int, ...]) -> int:

@@ -67,6 +67,19 @@ def test_all_batches_but_the_last_are_full() -> None:
     assert sizes == [32, 32, 32, 4]
 
 
+@pytest.mark.parametrize(
+    ("images", "batch_size", "expected"),
+    [(97, 32, [32, 32, 31, 2]), (97, 3, [3] * 31 + [2, 2]), (1, 8, [1]), (5, 1, [1] * 5), (5, 2, [2, 2, 1])],
+)
+def test_the_last_batch_is_no_single_image_where_another_can_give_it_one(
+    images: int, batch_size: int, expected: list[int]
+) -> None:
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(0)).tolist()
+    batches = list(shuffled(numbered(images), batch_size, torch.Generator().manual_seed(0), SAME))
+    assert [len(batch.targets) for batch in batches] == expected
+    assert [int(target) for batch in batches for target in batch.targets] == order
+
+
 def test_the_order_is_the_generators() -> None:
     def order(seed: int, epochs: int = 1) -> list[int]:
         generator = torch.Generator().manual_seed(seed)
