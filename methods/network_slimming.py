@@ -11,6 +11,8 @@ Deviations, with reasons:
   only where no layer uses it. The paper puts channel selection layers into the branches in place of that.
 - Sites without a norm (linear layers without batch norm) stay whole; the ratio counts units of sites with norms.
 - One round of pruning; the paper's repeated rounds share no budget with the other methods.
+- Scales that have been trained (a start from published weights or from a checkpoint) stay as they are: one value in
+  their place would leave nothing of what was learnt. Only norms whose γ are all still 1 begin at `initial_scale`.
 - λ defaults to 1e-3 in place of the 1e-4 and 1e-5 that the paper takes for 160 epochs: what a budget can shrink is the
   product of λ, rate and steps.
 """
@@ -29,7 +31,7 @@ from methods.magnitude import keep_globally
 
 
 class NetworkSlimmingConfig(FinetunedConfig):
-    """sparsity: λ. initial_scale: of all γ when training begins, 0.5 as in the paper."""
+    """sparsity: λ. initial_scale: of the γ of fresh norms when training begins, 0.5 as in the paper."""
 
     sparsity: float = Field(default=1e-3, ge=0)
     initial_scale: float = Field(default=0.5, gt=0)
@@ -76,7 +78,8 @@ class NetworkSlimming(FinetunedMethod):
     def start_phase(self, phase: Phase) -> None:
         if phase.name == "sparsify":
             for scale in self._each():
-                scale.fill_(self.config.initial_scale)
+                if bool((scale == 1).all()):
+                    scale.fill_(self.config.initial_scale)
         super().start_phase(phase)
 
     def _each(self) -> list[Tensor]:

@@ -45,6 +45,17 @@ def test_penalty_is_the_l1_norm_of_the_scales(convnet: Network, make_context: Ma
     assert method.penalty() is None
 
 
+def test_trained_scales_are_not_overwritten(convnet: Network, make_context: MakeContext) -> None:
+    network, _ = convnet
+    trained = torch.linspace(0.2, 1.0, 8)
+    with torch.no_grad():
+        network.get_parameter("1.weight").copy_(trained)
+    method = attached(convnet, make_context(0.5))
+    method.start_phase(method.context.phase)
+    assert torch.equal(network.get_parameter("1.weight"), trained)
+    assert (network.get_parameter("4.weight") == 0.5).all()
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.3, 0.5, 0.6])
 def test_one_threshold_over_all_layers(strength: float, convnet: Network, make_context: MakeContext) -> None:
     """floor(ratio · 20) of the smallest |γ| go, however they lie over the layers."""
