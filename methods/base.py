@@ -77,6 +77,8 @@ class Site:
     outlets: of each end, the pooling that follows it through nothing but ReLU and its like, or the end itself: where
     a multiplier that is not negative does the same on smaller maps. Empty means the ends. scale_free: every reader is
     normalised and what lies before it keeps factors, so that one positive factor on all units changes nothing.
+    in_order: every reader takes the units in their order, each as the same number of neighbouring inputs; not so where
+    something between moves them (a shuffle, a flip, a flattening of pixels with their channels side by side).
 
     A `branch` is for `drop` actions, never for `kept`: size 1, named by its last layer, which is its only end and gives
     zero where its parameters are zero; producers and norms are those in the branch, whose rows are no units of its;
@@ -95,6 +97,7 @@ class Site:
     outlets: tuple[str, ...] = ()
     scale_free: bool = False
     tokens: bool = False
+    in_order: bool = True
 
 
 @dataclass(frozen=True)

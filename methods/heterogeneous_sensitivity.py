@@ -20,7 +20,8 @@ units with s = 0 go without retraining. Everything else is ours.
   none is needed, so it is off by default; record both.
 
 Choices and deviations, with reasons:
-- s sits behind the activation, in front of the readers (`methods/sensitivities.py`); residual streams have no gates.
+- s sits behind the activation, in front of the readers (`methods/sensitivities.py`); residual streams have no gates,
+  nor have units that a reader takes in another order than they are made in (`Site.in_order`): both stay whole.
 - E of a state is taken in evaluation mode over the (up to) 4096 training images seen last, with their augmentation: the
   harness hands a method batches, not the training set, and an epoch's end is where a resumed run goes on.
 - Weight decay `weight_decay` on all weights next to a gate, in place of the recipe's: without it s → cs, w → w/c drives
@@ -111,9 +112,12 @@ class HeterogeneousSensitivity(Method):
         return Traits(granularity="unit", strength=kind, trains_once=False)
 
     def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
-        if any(takes_gate(network, site) for site in sites):
+        if any(takes_gate(site) for site in sites):
             return None
-        return "it has no hidden units that could take a sensitivity (those on residual streams cannot)"
+        return (
+            "it has no hidden units that could take a sensitivity (those on residual streams cannot, nor those that "
+            "a layer reads in another order)"
+        )
 
     def phases(self, epochs: int) -> Sequence[Phase]:
         before = 1 - self.config.finetune

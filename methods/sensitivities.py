@@ -29,12 +29,13 @@ class Sensitivities:
     """The gates of all sites that can take one, as hooks; the network keeps its own modules and parameters.
 
     sites: those with gates. values: site → s, (size,), leaves that collect gradients. Sites on a residual stream or a
-    concatenation have none: their readers see the units of several branches.
+    concatenation have none: their readers see the units of several branches. Nor have those whose units lie in another
+    order in front of a reader.
     """
 
     def __init__(self, network: nn.Module, sites: Sequence[Site]) -> None:
         self.network = network
-        self.sites = [site for site in sites if takes_gate(network, site)]
+        self.sites = [site for site in sites if takes_gate(site)]
         self.values: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         for site in self.sites:
@@ -113,6 +114,9 @@ class Sensitivities:
                 weight, groups = module.weight, getattr(module, "groups", 1)
                 assert isinstance(weight, Tensor)
                 s = _spread(self.values[site.name].detach(), _width(module))
+                if isinstance(module, nn.ConvTranspose2d):  # its inputs are the rows
+                    weight.mul_(s.view(-1, 1, 1, 1))
+                    continue
                 blocks = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
                 blocks.mul_(s.view(groups, 1, -1, 1))
 
@@ -143,8 +147,5 @@ def _width(layer: nn.Module) -> int:
     return width
 
 
-def takes_gate(network: nn.Module, site: Site) -> bool:
-    widths = [_width(network.get_submodule(layer)) for layer in site.readers]
-    # Of tokens that are flattened, the features of a unit do not lie together.
-    fits = all(width == site.size if site.tokens else width % site.size == 0 for width in widths)
-    return site.kind == "inner" and bool(widths) and fits
+def takes_gate(site: Site) -> bool:
+    return site.kind == "inner" and bool(site.readers) and site.in_order

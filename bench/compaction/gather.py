@@ -86,8 +86,8 @@ def _sole_reader(graph: Graph, site: Site, nodes: dict[str, fx.Node]) -> Step | 
         (step,) = graph.readers[step]
         if step.operation.kind == "dense":
             module = step.module
-            grouped = isinstance(module, nn.Conv2d) and module.groups > 1
-            return None if grouped else step
+            ungrouped = isinstance(module, nn.Conv2d) and module.groups == 1
+            return step if ungrouped or isinstance(module, nn.Linear) else None
         if not _acts_alone(step):
             return None
 

@@ -102,8 +102,15 @@ def _space(graph: Graph, producers: list[Step], readers: list[Step], singly: Ten
         outlets=tuple(outlet(graph, end).layer for end in ends),
         scale_free=is_scale_free(graph, ends, producers),
         tokens=any(producer.axis != 1 for producer in producers),
+        in_order=all(_reads_in_order(reader, units) for reader in readers),
     )
     return Space(site, units)
+
+
+def _reads_in_order(reader: Step, units: Tensor) -> bool:
+    """Whether its inputs are these units one after the other, each as so many neighbours."""
+    inputs = reader.inputs[0].units
+    return torch.equal(inputs, units.repeat_interleave(len(inputs) // len(units)))
 
 
 def _parameters_of_one(graph: Graph) -> Tensor:

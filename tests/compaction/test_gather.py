@@ -75,8 +75,9 @@ class Small(nn.Module):
         (lambda x: functional.adaptive_avg_pool2d(torch.relu(x), x.size(2)), None),
         (torch.relu, nn.Conv2d(6, 6, 3, padding=1, groups=2)),
         (torch.relu, nn.Conv2d(6, 6, 3, padding=1, groups=6)),
+        (torch.relu, nn.ConvTranspose2d(6, 6, 3, padding=1)),
     ],
-    ids=["sigmoid", "prelu", "late-norm", "two-readers", "size", "grouped", "depthwise"],
+    ids=["sigmoid", "prelu", "late-norm", "two-readers", "size", "grouped", "depthwise", "transposed"],
 )
 def test_what_cannot_be_gathered_is_multiplied(
     between: Callable[[Tensor], Tensor], reader: nn.Module

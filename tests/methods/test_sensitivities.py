@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from sklearn.linear_model import Lasso
 from torch import Tensor, nn
 
+import methods
 from bench.compaction import compact, find_sites
 from methods.base import Site, SparsityPlan
 from methods.sensitivities import Sensitivities
@@ -57,6 +58,45 @@ def test_folding_and_removal_change_nothing(activation: Callable[[], nn.Module])
     assert result.certificate.passed
     torch.testing.assert_close(result.network(images), before, rtol=0, atol=1e-10)
     assert not any(module._forward_pre_hooks for module in network.modules())
+
+
+def test_folding_into_a_transposed_convolution() -> None:
+    """Whose weight has its inputs first; with as many outputs as inputs nothing would complain."""
+    torch.manual_seed(0)
+    images = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 6, 2, 2), nn.Flatten())
+    gates, _ = gated(network.double().eval(), images[:1])
+    with torch.no_grad():
+        gates.values["0"].copy_(torch.tensor([0.5, 0.0, -1.0, 2.0, 0.0, 1.0]))
+    before, kept = network(images), gates.kept()
+    gates.fold()
+    torch.testing.assert_close(network(images), before, rtol=0, atol=1e-12)
+    result = compact(network, SparsityPlan(kept=kept), images[:1], images)
+    torch.testing.assert_close(result.network(images), before, rtol=0, atol=1e-10)
+
+
+def test_units_that_a_reader_takes_in_another_order_have_no_gates() -> None:
+    """Gated and removed would be different units."""
+    channels_last = Lambda(lambda x: x.permute(0, 2, 3, 1).flatten(1))
+    for between, reader in (
+        (nn.ChannelShuffle(2), nn.Conv2d(6, 4, 3)),
+        (Lambda(lambda x: x.flip(1)), nn.Conv2d(6, 4, 3)),
+        (channels_last, nn.Linear(6 * 36, 10)),
+    ):
+        network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), between, reader)
+        gates, (site,) = gated(network, torch.zeros(1, 1, 8, 8))
+        assert (site.kind, site.in_order, gates.sites) == ("inner", False, [])
+        refusal = methods.create("heterogeneous-sensitivity").supports(network, [site])
+        assert "in another order" in str(refusal)
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def test_a_unit_that_is_off_still_has_a_gradient() -> None:

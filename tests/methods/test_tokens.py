@@ -113,7 +113,7 @@ class FlatTokens(nn.Module):
 
 def test_flattened_tokens_take_no_sensitivity() -> None:
     made = FlatTokens()
-    assert not any(takes_gate(made, site) for site in find_sites(made, IMAGES))
+    assert not any(takes_gate(site) for site in find_sites(made, IMAGES))
 
 
 @pytest.mark.parametrize("kind", ["full", "lower-bound", "local"])
