@@ -19,11 +19,12 @@ def offered_sites(sites: Sequence[Site], method: Method, streams: bool) -> list[
     """Of all sites of a network, those that a method may work on.
 
     Units of a stream go from all layers that share them or from none, so they are offered on request (streams). Where
-    no units are removed that does not matter: a method of single weights may take them from any layer. Branches have no
-    units, and are offered where whole layers go.
+    no units are removed that does not matter: a method of single weights may take them from any layer. And where the
+    config of a method says what goes, as that of a control does, it may name a stream: weights that were removed may
+    have taken units of one with them. Branches have no units, and are offered where whole layers go.
     """
     granularity = method.traits.granularity
-    whole = streams or granularity in ("none", "weight")
+    whole = streams or granularity in ("none", "weight") or method.traits.prescribed
     refused = ({"stream"} if not whole else set()) | ({"branch"} if granularity != "layer" else set())
     return [site for site in sites if site.kind not in refused]
 

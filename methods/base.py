@@ -13,7 +13,7 @@ loss; regularisation belongs to the method.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Literal
@@ -38,7 +38,8 @@ class Traits:
     granularity: what a plan removes. strength: what the number means (`ratio`: fraction removed, `penalty`: weight of a
     regulariser, `tolerance`: allowed loss, `self`: the method finds its own point, `none`: there is only one point).
     trains_once: one training serves every strength, which then acts in `plan` alone; otherwise each strength is a
-    training of its own. forward_passes: forward passes per training step, for the estimate of time.
+    training of its own. forward_passes: forward passes per training step, for the estimate of time. prescribed: how
+    many units go of which site is said in its config, so that it is offered streams in any workload.
     """
 
     granularity: Literal["none", "weight", "unit", "layer"]
@@ -47,6 +48,7 @@ class Traits:
     needs_validation: bool = False
     dynamic: bool = False
     forward_passes: float = 1.0
+    prescribed: bool = False
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,17 @@ class Method(ABC):
     @abstractmethod
     def plan(self, strength: float) -> SparsityPlan:
         """The operating point at `strength`. Called after `detach`; must not change the network."""
+
+
+def missing_site(network: nn.Module, sites: Sequence[Site], names: Iterable[str]) -> str | None:
+    """The reason why units of the sites of these names could not be removed; None where they could."""
+    offered, layers = {site.name for site in sites}, {name for name, _ in network.named_modules()}
+    for name in names:
+        if name not in layers:
+            return f"it has no layer {name!r}"
+        if name not in offered:
+            return f"{name} names no units that could be removed"
+    return None
 
 
 def prunable_weights(network: nn.Module, sites: Sequence[Site]) -> Iterator[tuple[str, nn.Parameter]]:

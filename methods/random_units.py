@@ -7,6 +7,9 @@ weak pruning removes is a part of what a stronger one removes.
 With `ratios` each site loses a fraction of its own: those of another method's result separate what its criterion
 found out about units from what it found out about layers (Frankle et al., Pruning Neural Networks at Initialization:
 Why Are We Missing the Mark?, arXiv 2009.08576, "random shuffling").
+
+Deviation: units are drawn within each site alone. One draw over all units of the network would leave the sites about
+the same fractions, but small ones now and then none; the fractions of a criterion's global ranking come in by `ratios`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from methods.base import Site, SparsityPlan, StepContext, Traits
+from methods.base import Site, SparsityPlan, StepContext, Traits, missing_site
 from methods.finetuning import FinetunedConfig, FinetunedMethod
 from methods.ranking import removed_count
 
@@ -48,12 +51,11 @@ class RandomUnits(FinetunedMethod):
 
     @property
     def traits(self) -> Traits:
-        return Traits(granularity="unit", strength="ratio", trains_once=self.config.finetune == 0)
+        once = self.config.finetune == 0
+        return Traits("unit", strength="ratio", trains_once=once, prescribed=bool(self.config.ratios))
 
     def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
-        layers = {name for name, _ in network.named_modules()}
-        missing = [site for site in self.config.ratios if site not in layers]
-        return f"it has no layer {missing[0]!r}" if missing else None
+        return missing_site(network, sites, self.config.ratios)
 
     def attach(self, network: nn.Module, sites: Sequence[Site], context: StepContext) -> None:
         super().attach(network, sites, context)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from methods.base import Config, LayerAction, Method, Site, SparsityPlan, Traits
+from methods.base import Config, LayerAction, Method, Site, SparsityPlan, Traits, missing_site
 
 Action = Annotated[str, Field(pattern=r"^(drop|linearise|merge|shift)( \S+)+$")]
 
@@ -44,16 +44,17 @@ class SameShape(Method):
     @property
     def traits(self) -> Traits:
         # Each strength is a training of its own, for strength zero is the full network.
-        return Traits(granularity="unit", strength="none", trains_once=False)
+        return Traits(granularity="unit", strength="none", trains_once=False, prescribed=True)
 
     def supports(self, network: nn.Module, sites: Sequence[Site]) -> str | None:
-        modules = dict(network.named_modules())
+        """Also where a site of the config is not among `sites`: without it the shape would be a larger one."""
+        if missing := missing_site(network, sites, self.config.kept):
+            return missing
+        sizes = {site.name: site.size for site in sites}
         for site, count in self.config.kept.items():
-            weight = getattr(modules.get(site), "weight", None)
-            if not isinstance(weight, torch.Tensor):
-                return f"it has no layer {site!r}"
-            if count > len(weight):
-                return f"{site} has {len(weight)} units, not {count}"
+            if count > sizes[site]:
+                return f"{site} has {sizes[site]} units, not {count}"
+        modules = dict(network.named_modules())
         for layer in [layer for action in self.config.layer_actions for layer in action.split()[1:]]:
             if layer not in modules:
                 return f"it has no layer {layer!r}"
@@ -65,7 +66,7 @@ class SameShape(Method):
         kept = {
             name: torch.arange(sizes[name]) < count
             for name, count in self.config.kept.items()
-            if name in sizes and count < sizes[name]
+            if count < sizes[name]
         }
         if strength == 0 or not (kept or self.config.layer_actions):
             return None

@@ -273,4 +273,5 @@ def test_only_methods_of_whole_layers_are_offered_branches() -> None:
         for streams in (False, True):
             kinds = {site.kind for site in offered_sites(sites, method, streams)}
             assert ("branch" in kinds) == (method.traits.granularity == "layer"), name
-            assert ("stream" in kinds) == (streams or method.traits.granularity in ("none", "weight")), name
+            anywhere = method.traits.granularity in ("none", "weight") or method.traits.prescribed
+            assert ("stream" in kinds) == (streams or anywhere), name

@@ -12,8 +12,10 @@ from torch import nn
 import methods
 from bench import networks
 from bench.compaction import find_sites
+from bench.offer import all_sites, offered_sites, skip_reason
 from methods.base import LayerAction, Site, StepContext
 from methods.errors import BadConfig
+from tests.contract.families import resnet
 
 Network = tuple[nn.Module, list[Site]]
 
@@ -68,6 +70,39 @@ def test_random_units_at_ratios(make_context: Callable[..., StepContext]) -> Non
         counts = {site: int(mask.sum()) for site, mask in method.plan(0.7).kept.items()}
         assert counts == {"fc1": kept, "fc2": 100}
         assert all(bool(mask.all()) for mask in method.plan(0.0).kept.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("same-shape", {"kept": {"conv": 3, "fc3": 3}}), ("random", {"ratios": {"fc3": 0.5}})],
+)
+def test_a_layer_that_is_no_site_is_refused(name: str, config: dict[str, Any]) -> None:
+    """Ignored, it would leave a control larger than what it controls for."""
+    network, sites = lenet()
+    network.add_module("conv", nn.Conv2d(1, 5, 1))
+    reason = methods.create(name, **config).supports(network, sites)
+    assert reason == f"{'conv' if name == 'same-shape' else 'fc3'} names no units that could be removed"
+
+
+def test_controls_are_offered_the_streams_that_they_name(make_context: Callable[..., StepContext]) -> None:
+    """Weights that went may have taken units of a stream with them, in a workload whose methods are offered none."""
+    network = resnet((1, 8, 8), 10)
+    sites = all_sites(network, torch.zeros(1, 1, 8, 8))
+    (stream, *_) = (site for site in sites if site.kind == "stream")
+    shape = methods.create("same-shape", kept={stream.name: 4})
+    assert skip_reason(shape, network, sites, streams=False) is None
+    plan = shape.shape(offered_sites(sites, shape, streams=False), 1.0)
+    assert plan is not None
+    assert int(plan.kept[stream.name].sum()) == 4
+    random = methods.create("random", ratios={stream.name: 1 - 4 / stream.size}, finetune=0)
+    assert skip_reason(random, network, sites, streams=False) is None
+    random.attach(network, offered_sites(sites, random, streams=False), make_context())
+    kept = random.plan(0.1).kept
+    assert int(kept[stream.name].sum()) == 4
+    assert all(bool(mask.all()) for name, mask in kept.items() if name != stream.name)
+    assert not any(
+        site.kind == "stream" for site in offered_sites(sites, methods.create("random"), streams=False)
+    )
 
 
 def test_random_ratios_out_of_range() -> None:
