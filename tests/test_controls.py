@@ -37,6 +37,20 @@ strengths = [0.0, 0.8]
 config = { scope = "global", finetune = 0.0 }
 """
 
+STREAMS = """
+title = "a point that has lost units of its streams"
+seeds = [0]
+[[workloads]]
+dataset = "digits"
+network = "tests.contract.families:resnet"
+streams = true
+recipe = { epochs = 2, batch_size = 256, learning_rate = 4e-3 }
+[[methods]]
+name = "magnitude"
+strengths = [0.5]
+config = { finetune = 0.0 }
+"""
+
 BRANCHES = """
 title = "a point without most of its blocks"
 seeds = [0]
@@ -140,6 +154,21 @@ def test_the_control_of_a_point_without_the_block_that_names_a_stream(tmp_path: 
     of_original = load_compact(compact(tmp_path / "results", original.id))
     of_control = load_compact(compact(tmp_path / "controls", control.id))
     assert shapes(of_control) == shapes(of_original)
+
+
+def test_the_controls_of_a_point_that_has_lost_units_of_its_streams(tmp_path: Path) -> None:
+    """In a workload whose methods are offered no streams: there weights that go may take such units with them."""
+    (tmp_path / "points.toml").write_text(STREAMS)
+    original = run(tmp_path / "points.toml", tmp_path / "results")[0]
+    assert original.kept["0"] < original.sizes["0"]
+    workload = original.workload.model_copy(update={"streams": False})
+    made = control_suite([original.model_copy(update={"workload": workload})])
+    (tmp_path / "controls.toml").write_text(as_toml(made))
+    controls = run(tmp_path / "controls.toml", tmp_path / "controls")
+    kept = {control.method.name: control.kept for control in controls}
+    assert kept["same-shape"] == original.kept
+    # In the second stream a unit stays as long as the shortcut brings one of the first, whatever was drawn there.
+    assert all(kept["random"][site] == left for site, left in original.kept.items() if site != "5.conv2")
 
 
 def test_the_same_compute(finished: tuple[Path, dict[str, PointRecord]], tmp_path: Path) -> None:
