@@ -32,7 +32,7 @@ Deviations and decisions, with reasons:
 - Convolutions merge if one of the two is 1×1 and no zero padding stands between. 3×3 with 3×3 costs more than it saves
   and errs at the border: only the ReLU goes.
 - Random refit: He-normal weights (arXiv 1502.01852), zero biases, fresh normalisations, whatever the network began
-  with.
+  with; also where all layers are active, as the arm is about the weights.
 - The useful κ is narrow and depends on the budget: all layers give way together, and products of nonnegative
   matrices are nearly of rank one, so that beyond it the refit cannot recover. Deep convolutional networks without
   normalisation suffer most. `same-shape` is the control for what the merged weights are worth.
@@ -126,8 +126,9 @@ class LayerSparsity(Method):
             self.budgets = {layer: strength * signs.negative_norm() for layer, signs in self._signs.items()}
         elif phase.name == "refit":
             self.inactive = self.find_inactive()
-            if self.inactive:
-                self._merge(fresh=self.config.refit_from == "random")
+            fresh = self.config.refit_from == "random" and strength > 0
+            if self.inactive or fresh:
+                self._merge(fresh)
                 self._begin_refit()
 
     def after_step(self) -> None:

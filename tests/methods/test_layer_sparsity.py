@@ -245,6 +245,17 @@ def test_a_random_refit_forgets_the_weights(make_context: MakeContext) -> None:
     assert all(float(w.abs().sum()) == 0 for name, w in weights.items() if name.endswith("bias"))
 
 
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+def test_a_random_refit_draws_anew_also_where_all_layers_are_active(
+    make_context: MakeContext, strength: float
+) -> None:
+    method = deep(make_context, strength, refit_from="random")
+    before = method.network.get_parameter("fc1.weight").clone()
+    begin(method, "refit")
+    assert method.inactive == ()
+    assert torch.equal(method.network.get_parameter("fc1.weight"), before) == (strength == 0)
+
+
 def test_a_relu_in_place_is_given_back_as_it_was(make_context: MakeContext) -> None:
     method = deep(make_context)
     relu: Any = method.network.get_submodule("relu3")
