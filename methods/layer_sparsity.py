@@ -36,7 +36,9 @@ Deviations and decisions, with reasons:
 - The useful κ is narrow and depends on the budget: all layers give way together, and products of nonnegative
   matrices are nearly of rank one, so that beyond it the refit cannot recover. Deep convolutional networks without
   normalisation suffer most. `same-shape` is the control for what the merged weights are worth.
-- A layer that the penalty brings to W = 0 makes the output constant; the harness records that as collapsed.
+- An active layer whose W ≤ 0 and b ≤ 0 is dead: behind its ReLU it is zero for every input. The plan tells it as a
+  site without units, which the harness records as collapsed, or takes out where another way leads around it. So is a
+  layer that the penalty brought to W = 0, merged or not.
 """
 
 from __future__ import annotations
@@ -152,6 +154,30 @@ class LayerSparsity(Method):
             return ()
         return tuple(inner for inner in self.inner if self._signs[inner.layer].is_nonnegative())
 
+    def find_dead(self) -> tuple[str, ...]:
+        """The active layers that give zero behind their ReLU whatever comes in, as their weights are now. Of a run the
+        product is judged, unless a normalisation follows it. Where the ReLU in front has gone, nothing is known of the
+        input's sign."""
+        if not self.context.strength or self.inactive is None:
+            return ()
+        runs = {run[-1]: run for run in self.runs()}
+        sources = {inner.layer: inner.source for inner in self.inner}
+        gone = {inner.activation for inner in self.inactive}
+        dead = []
+        for inner in self.inner:
+            run = runs.get(inner.layer, [inner.layer])
+            if inner.activation in gone or sources[run[0]] in gone:
+                continue
+            if len(run) == 1:
+                parts = self._signs[inner.layer].folded()
+            elif inner.norm is None:
+                parts = multiply(list(self._layers(run).values()))
+            else:
+                continue
+            if all(bool((part <= 0).all()) for part in parts if part is not None):
+                dead.append(inner.layer)
+        return tuple(dead)
+
     # Merge and refit -----------------------------------------------------------------------------------------------
 
     def runs(self) -> list[list[str]]:
@@ -240,13 +266,20 @@ class LayerSparsity(Method):
         gone = {inner.layer for inner in self.inactive}
         active = [inner.layer for inner in self.inner if inner.layer not in gone]
         layers = sum(isinstance(module, nn.Linear | nn.Conv2d) for module in self.network.modules())
-        notes = (
+        dead = self.find_dead()
+        kept = {
+            site.name: torch.zeros(site.size, dtype=torch.bool)
+            for site in self.sites
+            if site.kind != "branch" and any(site.producers == (layer,) for layer in dead)
+        }
+        notes = [
             f"active inner layers: {len(active)} of {len(self.inner)} ({', '.join(active) or 'none'})",
             f"linear maps and convolutions: {layers - len(merges)} of {layers}",
-        )
-        return SparsityPlan(
-            layer_actions=(*linear, *(LayerAction("merge", pair) for pair in merges)), notes=notes
-        )
+        ]
+        if dead:
+            notes.append(f"dead layers: {', '.join(dead)}")
+        actions = (*linear, *(LayerAction("merge", pair) for pair in merges))
+        return SparsityPlan(kept=kept, layer_actions=actions, notes=tuple(notes))
 
 
 class Signs:

@@ -36,12 +36,14 @@ class Inner:
     """A linear layer or convolution whose input is nonnegative and whose output enters a ReLU.
 
     Paths of modules. norm: between layer and ReLU. reader: the layer that alone reads the ReLU's output, with nothing
-    in between; None where something is."""
+    in between; None where something is. source: the activation that the nonnegative input comes from, where it is a
+    module."""
 
     layer: str
     norm: str | None
     activation: str
     reader: str | None
+    source: str | None = None
 
 
 def find_inner(network: nn.Module) -> tuple[Inner, ...]:
@@ -58,12 +60,13 @@ def find_inner(network: nn.Module) -> tuple[Inner, ...]:
         module = modules[str(node.target)] if node.op == "call_module" else None
         return module if module is not None and calls[id(module)] == 1 else None
 
-    def is_nonnegative(node: fx.Node) -> bool:
+    def source_of(node: fx.Node) -> fx.Node | None:
+        """The ReLU that a tensor comes from through what keeps signs; None where it may have negative entries."""
         module = modules[str(node.target)] if node.op == "call_module" else None
         if isinstance(module, nn.ReLU | nn.ReLU6) or node.target in _POSITIVE:
-            return True
+            return node
         passes = isinstance(module, _KEEP_SIGN_MODULES) or (module is None and node.target in _KEEP_SIGN)
-        return passes and is_nonnegative(node.all_input_nodes[0])
+        return source_of(node.all_input_nodes[0]) if passes else None
 
     def only_user(node: fx.Node) -> fx.Node | None:
         user = next(iter(node.users)) if len(node.users) == 1 else None
@@ -80,11 +83,12 @@ def find_inner(network: nn.Module) -> tuple[Inner, ...]:
             norm, user = str(user.target), only_user(user)
         if user is None or type(module_of(user)) is not nn.ReLU:
             continue
-        if is_nonnegative(node.all_input_nodes[0]):
+        if source := source_of(node.all_input_nodes[0]):
             reader = only_user(user)
             is_layer = reader is not None and isinstance(module_of(reader), nn.Linear | nn.Conv2d)
             name = str(reader.target) if reader is not None and is_layer else None
-            found.append(Inner(str(node.target), norm, str(user.target), name))
+            before = str(source.target) if source.op == "call_module" else None
+            found.append(Inner(str(node.target), norm, str(user.target), name, before))
     return tuple(found)
 
 

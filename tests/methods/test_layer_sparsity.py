@@ -256,6 +256,43 @@ def test_a_random_refit_draws_anew_also_where_all_layers_are_active(
     assert torch.equal(method.network.get_parameter("fc1.weight"), before) == (strength == 0)
 
 
+@pytest.mark.parametrize("inactive", [(), ("fc2",), ("fc3",), ("fc4", "fc5")])
+def test_a_dead_layer_is_told_as_a_site_without_units(
+    make_context: MakeContext, inactive: tuple[str, ...]
+) -> None:
+    """Alone, behind a merged run, or at the end of one: the network gives the same for every image."""
+    method = deep(make_context)
+    make_inactive(method, *inactive)
+    with torch.no_grad():
+        for parameter in method.network.get_submodule("fc6").parameters():
+            parameter.copy_(-parameter.abs())
+    begin(method, "refit")
+    method.detach()
+    plan = method.plan(1.0)
+    assert {site: int(kept.sum()) for site, kept in plan.kept.items()} == {"fc6": 0}
+    assert plan.notes[-1] == "dead layers: fc6"
+    result = compact(method.network, plan, torch.randn(8, 1, 8, 8))
+    assert result.certificate.passed
+    assert "fc6" in result.collapsed
+    assert method.find_dead() == ("fc6",)
+
+
+def test_a_layer_of_negative_weights_behind_no_relu_is_not_dead(make_context: MakeContext) -> None:
+    """fc3 runs linear into fc4, whose product is positive; in fc6 a positive bias is enough."""
+    method = deep(make_context)
+    make_inactive(method, "fc3")
+    method.inactive = method.find_inactive()
+    with torch.no_grad():
+        for name in ("fc3", "fc4"):
+            for parameter in method.network.get_submodule(name).parameters():
+                parameter.copy_(-parameter.abs())
+        for parameter in method.network.get_submodule("fc6").parameters():
+            parameter.copy_(-parameter.abs())
+        method.network.get_parameter("fc6.bias")[3] = 1e-6
+    assert method.find_dead() == ()
+    assert method.plan(1.0).kept == {}
+
+
 def test_a_relu_in_place_is_given_back_as_it_was(make_context: MakeContext) -> None:
     method = deep(make_context)
     relu: Any = method.network.get_submodule("relu3")
