@@ -5,8 +5,8 @@ networks Wen, Wu, Wang, Chen & Li, Learning Structured Sparsity in Deep Neural N
 
     min E(θ) + λ·Σ_g √p_g·‖θ_g‖₂        θ_g ← θ_g·max(1 − η·λ·√p_g / ‖θ_g‖, 0) after every step at the rate η
 
-θ_g has p_g entries: the unit's rows in all producers and its biases; behind a normalisation scales and shifts alone. A
-unit that is zero is off.
+θ_g has p_g entries: for each end of the unit its scale and shift where the end is a normalisation, otherwise its row in
+the producer and its bias. A unit that is zero is off.
 
 Deviations, with reasons:
 - Wen et al. take the subgradient and set what ends below a threshold to zero; the proximal step gives exact zeros.
@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from methods.base import Phase, Site, SparsityPlan, StepContext, Traits
 from methods.finetuning import FinetunedMethod
-from methods.masks import unit_parameters
 from methods.proximal import group_shrinkage
 
 
@@ -97,18 +96,21 @@ class GroupLasso(FinetunedMethod):
 
 def is_normalised(network: nn.Module, site: Site) -> bool:
     """Whether all ends of the site are normalisations with scale and shift."""
-    weights = [getattr(network.get_submodule(norm), "weight", None) for norm in site.norms]
-    return set(site.norms) == set(site.ends) and all(isinstance(weight, Tensor) for weight in weights)
+    return all(_is_scaling(network, site, end) for end in site.ends)
+
+
+def _is_scaling(network: nn.Module, site: Site, end: str) -> bool:
+    return end in site.norms and isinstance(getattr(network.get_submodule(end), "weight", None), Tensor)
 
 
 def grouped(network: nn.Module, site: Site) -> list[Tensor]:
     """The parameters that are penalised; row i is of unit i."""
-    normalised = is_normalised(network, site)
-    return [
-        getattr(module, name)
-        for module, name in unit_parameters(network, site)
-        if not normalised or isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    holders = [
+        network.get_submodule(end if _is_scaling(network, site, end) else producer)
+        for producer, end in zip(site.producers, site.ends, strict=True)
     ]
+    parameters = [getattr(holder, name, None) for holder in holders for name in ("weight", "bias")]
+    return [parameter for parameter in parameters if isinstance(parameter, Tensor)]
 
 
 def row_norms(parameters: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 import methods
 from bench.compaction import find_sites
 from methods.base import Phase, Site, StepContext
-from methods.group_lasso import GroupLasso, row_norms
+from methods.group_lasso import GroupLasso, grouped, row_norms
 
 Network = tuple[nn.Module, list[Site]]
 MakeContext = Callable[..., StepContext]
@@ -183,6 +183,16 @@ def test_the_steps_solve_the_group_lasso() -> None:
     assert (slope[zero].norm(dim=1) <= bound).all()
     direction = weight[~zero] / weight[~zero].norm(dim=1, keepdim=True)
     torch.testing.assert_close(slope[~zero], (-bound * direction).detach(), rtol=0, atol=1e-8)
+
+
+def test_each_end_has_its_own_part_of_the_group() -> None:
+    """As in a block of squeeze-and-excitation, whose units end behind a norm and in a linear layer without one: rows in
+    front of the norm mean nothing, and the others are all that there is."""
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(2, 6, 1))
+    site = Site("0", 6, "inner", ("0", "2"), ("1",), ("1", "2"), (), 1.0, 1.0)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    found = [names[id(parameter)] for parameter in grouped(network, site)]
+    assert found == ["1.weight", "1.bias", "2.weight", "2.bias"]
 
 
 def test_refuses_to_fine_tune_for_the_whole_budget() -> None:
