@@ -89,7 +89,7 @@ def strengths_of(suite: Suite, entries: list[Entry], filters: Filters) -> dict[s
     grid: dict[float, None] = {}
     for opened in entries:
         entry, method = opened.entry, opened.method
-        strengths = list(entry.strengths if entry.strengths is not None else method.strengths)
+        strengths = list(entry.strengths if entry.strengths is not None else method.grid)
         kind = method.traits.strength
         for strength in strengths:
             if not 0 <= strength < (1 if kind == "ratio" else math.inf):

@@ -209,6 +209,11 @@ class Method(ABC):
         """May depend on the config."""
 
     @property
+    def grid(self) -> tuple[float, ...]:
+        """The strengths of an entry that names none: `strengths`, unless the config gives them another meaning."""
+        return self.strengths
+
+    @property
     def capturable(self) -> bool:
         """Whether `training_step` and `penalty` do the same operations in every full batch of a phase, decide nothing
         on the host, keep no batch, draw from `context.generator` alone, and use tensors that are changed in place only;

@@ -36,8 +36,11 @@ Choices and deviations, with reasons:
   rate that anneals would stop it just when the loss gets low enough for λ to rise. One step moves s by at most 0.1.
 - Where the readers of a site are normalised (`Site.scale_free`), ‖s‖₁ could fall for nothing: there s is scaled back
   to ‖s‖₂ = √size after each step, which changes nothing that the network computes, so that ‖s‖₁ falls by zeros only.
-- A tolerance of 0 cannot be met by a cross-entropy: nothing is attached, the training is the dense one. Where no
-  state meets a tolerance, the last one counts, and the notes say so.
+- ε is in nats, where multiples of the loss of an equally trained dense network would compare better across data sets:
+  a method knows of no training but its own, and to train that network as well would be a second budget.
+- A strength of 0 removes nothing: a cross-entropy cannot meet such a tolerance. Nothing is attached, and the network
+  is trained in the phases of the config, which for the L-curve or with `finetune` is not the schedule of a dense one.
+- Where no state meets a tolerance, the last one counts, and the notes say so.
 """
 
 from __future__ import annotations
@@ -66,6 +69,8 @@ from methods.base import (
 from methods.l_curve import corner
 from methods.sensitivities import Sensitivities, takes_gate
 
+CURVE_STRENGTHS = (0.5, 1.0, 2.0)
+"""The default strengths for the L-curve, where they are multiples of its corner's λ and no tolerances."""
 LAMBDA_0, LAMBDA_MAX = 1e-3, 0.1
 EMA = 0.98
 RECENT_IMAGES = 4096
@@ -103,6 +108,10 @@ class HeterogeneousSensitivity(Method):
         "for the L-curve: how many times the λ of its corner."
     )
     Config = HeterogeneousSensitivityConfig
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        return self.strengths if self.config.selection == "ratchet" else CURVE_STRENGTHS
 
     @property
     def traits(self) -> Traits:

@@ -20,7 +20,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 @pytest.fixture(scope="session")
 def strength(case: Case) -> float:
     """A strength in the middle of the method's own grid."""
-    grid = case.create().strengths
+    grid = case.create().grid
     return grid[len(grid) // 2]
 
 

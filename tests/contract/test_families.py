@@ -40,7 +40,7 @@ def test_the_compact_network_is_the_masked_one(name: str, family: str, streams: 
     if reason is not None:
         assert SKIPPED[name, family] in reason
         return
-    grid = case.create().strengths
+    grid = case.create().grid
     (cell,) = cells_of(case, (grid[len(grid) // 2],), network=network, streams=streams)
     (point,) = run_cell(cell, tmp_path).points
     assert point.status == "done", point.failure

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 import methods
+from bench import suite
+from bench.filters import Filters
+from bench.plan import make_plan
 from methods.base import Evaluation, Phase, Request, Site, StepContext
 from methods.heterogeneous_sensitivity import (
     LAMBDA_0,
@@ -191,6 +194,20 @@ def test_going_back_does_not_forget_the_curve(mlp: Network, make_context: MakeCo
     resumed = attached(mlp, make_context(1.0, steps=100), selection="l-curve")
     resumed.load_state_dict(method.state_dict())
     assert torch.equal(resumed.curve, method.curve)
+
+
+def test_an_entry_without_strengths_runs_the_curve_at_its_corner() -> None:
+    """Where a strength is a multiple of the corner's λ; a tolerance of 0.02 nats would be hardly any penalty."""
+    ratchet, curve = (
+        methods.create("heterogeneous-sensitivity", selection=selection)
+        for selection in ("ratchet", "l-curve")
+    )
+    assert (ratchet.grid, curve.grid) == (ratchet.strengths, (0.5, 1.0, 2.0))
+    entry = {"name": "heterogeneous-sensitivity", "config": {"selection": "l-curve"}}
+    of = {"dataset": "digits", "network": "mlp-300-100", "recipe": {"epochs": 30}}
+    text = {"name": "curve", "title": "curve", "seeds": [0], "workloads": [of], "methods": [entry]}
+    cells = make_plan(suite.Suite.model_validate(text), Filters(), None).cells
+    assert [cell.strength for cell in cells] == [0.5, 1.0, 2.0]
 
 
 def test_refusals(mlp: Network, make_context: MakeContext) -> None:
