@@ -36,7 +36,8 @@ def control_entries(point: PointRecord) -> list[MethodEntry]:
     entries = [_entry("same-shape", f"same shape as {of}", point.strength, shape)]
     if not point.layer_actions:
         ratios = {site: 1 - count / point.sizes[site] for site, count in kept.items()}
-        gone = round(1 - sum(point.kept.values()) / sum(point.sizes.values()), 4)
+        share = 1 - sum(point.kept.values()) / sum(point.sizes.values())
+        gone = min(max(round(share, 4), 1e-4), 1 - 1e-4)  # 0 keeps the whole network, 1 is no ratio
         entries.append(_entry("random", f"random at the ratios of {of}", gone, {"ratios": ratios}))
     return entries
 

@@ -98,8 +98,8 @@ def _has_statistics(module: nn.Module | None) -> bool:
 
 @dataclass(frozen=True)
 class _Map:
-    """What decides whether two maps have a product. taps: places of the kernel. pointwise: 1×1, unpadded (linear
-    layers are). plain_stride: of 1. padded: with zeros."""
+    """What decides whether two maps have a product. taps: places of the kernel. pointwise: 1×1, without padding of
+    any kind (linear layers are). plain_stride: of 1. padded: with zeros."""
 
     outputs: int
     inputs: int
@@ -131,7 +131,7 @@ def _map_of(layer: nn.Module) -> _Map | None:
         layer.out_channels,
         layer.in_channels,
         taps,
-        taps == 1 and not padded,
+        taps == 1 and not pads,
         layer.stride == (1, 1),
         padded,
         biased,

@@ -142,6 +142,15 @@ def test_the_strength_of_a_point_may_be_anything(
     assert [cell.method.name for cell in cells] == ["same-shape", "random"]
 
 
+@pytest.mark.parametrize(("left", "strength"), [(29_999, 1e-4), (1, 1 - 1e-4), (12_000, 0.6)])
+def test_random_units_go_at_a_strength_that_takes_some(
+    finished: tuple[Path, dict[str, PointRecord]], left: int, strength: float
+) -> None:
+    """At a strength that is rounded to 0 the whole network would stay."""
+    point = finished[1]["magnitude 0.8"].model_copy(update={"kept": {"fc1": left}, "sizes": {"fc1": 30_000}})
+    assert control_entries(point)[1].strengths == (pytest.approx(strength),)
+
+
 def test_the_control_of_a_point_without_the_block_that_names_a_stream(tmp_path: Path) -> None:
     (tmp_path / "points.toml").write_text(BRANCHES)
     original = run(tmp_path / "points.toml", tmp_path / "results")[0]

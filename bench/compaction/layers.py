@@ -128,7 +128,8 @@ def _merge_bias(one: nn.Linear | nn.Conv2d, two: nn.Linear | nn.Conv2d, matrix: 
 
 
 def _is_pointwise(module: nn.Conv2d) -> bool:
-    return module.kernel_size == (1, 1) and not is_padded(module)
+    """1×1 and without padding of any kind: what repeats a border makes the image larger too."""
+    return module.kernel_size == (1, 1) and (isinstance(module.padding, str) or not any(module.padding))
 
 
 def _merge_convolutions(one: nn.Conv2d, two: nn.Conv2d, names: str) -> None:

@@ -70,6 +70,8 @@ def test_merge_of_convolutions(one: nn.Conv2d, two: nn.Conv2d) -> None:
         (nn.Conv2d(3, 4, 1, stride=2), nn.Conv2d(4, 6, 3)),
         (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)),
         (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1, padding=1)),
+        (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1, padding=1, padding_mode="reflect")),
+        (nn.Conv2d(3, 4, 1, padding=(0, 2), padding_mode="circular"), nn.Conv2d(4, 6, 3)),
         (nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 1, groups=2)),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,21 @@ def test_two_full_convolutions_are_not_merged() -> None:
     )
     inner = find_inner(network)
     assert [each.layer for each in inner] == ["2", "4"]
+    assert find_runs(network, inner) == []
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular", "replicate"])
+def test_a_padded_pointwise_convolution_is_not_merged(mode: Any) -> None:
+    """It makes the image larger, whatever it pads with."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1, padding=1, padding_mode=mode),
+    )
+    inner = find_inner(network)
+    assert [each.layer for each in inner] == ["2"]
     assert find_runs(network, inner) == []
 
 
