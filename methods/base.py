@@ -276,7 +276,8 @@ class Method(ABC):
         """After the optimiser's step: proximal steps, decay, masks, ramps."""
 
     def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
-        """`validate()` evaluates the network as it stands on the validation split; call it only if needed."""
+        """`validate()` evaluates the network as it stands on the validation split; call it only if needed. It raises
+        NotFinite where the logits are not, and whoever lets that pass ends the training as diverged."""
         return None
 
     def state_dict(self) -> dict[str, Tensor | float | int | str]:

@@ -1,5 +1,5 @@
-"""What a user can get wrong about methods. Every message is one line; the command line shows it as it
-stands."""
+"""What a user can get wrong about methods, each message one line that the command line shows as it stands; and a
+network that cannot be evaluated."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ class BadConfig(ValueError):
 
 class BadMethodFile(ValueError):
     """A file or entry point that gives no usable method."""
+
+
+class NotFinite(ArithmeticError):
+    """The logits of a network are infinite or no numbers: what a `validate` raises that cannot give a loss."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -16,12 +16,14 @@ Deviations, with reasons:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from methods.base import Evaluation, Site, SparsityPlan, prunable_weights
+from methods.errors import NotFinite
 from methods.masks import Masks
 
 
@@ -93,8 +95,8 @@ def prune_within(
     """Remove from the network of `masks` what lies below the highest threshold whose validation loss is at most
     `bound`; the masks and the network are changed. What was removed before stays so.
 
-    magnitudes: by site or by parameter (`of_neurons`), zero for what is removed. Returns the threshold, 0 where
-    nothing more could be removed.
+    magnitudes: by site or by parameter (`of_neurons`), zero for what is removed. A threshold that leaves
+    logits that are not finite is beyond any bound. Returns the threshold, 0 where nothing more could be removed.
     """
     if not magnitudes:
         return 0.0
@@ -119,9 +121,12 @@ def prune_within(
 
     def loss_at(index: int) -> float:
         remove_below(values[index])
-        loss = validate().loss
-        restore()
-        return loss
+        try:
+            return validate().loss
+        except NotFinite:
+            return math.inf
+        finally:
+            restore()
 
     found = highest_tolerated(loss_at, len(values), bound)
     if found < 0:

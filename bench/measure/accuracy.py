@@ -12,15 +12,23 @@ from bench.errors import CellFailed
 from bench.measure.modes import evaluation_mode
 from bench.records.schema import Scores
 from methods.base import Batch
+from methods.errors import NotFinite
 
 CALIBRATION_BINS = 15
+
+
+class Diverged(CellFailed, NotFinite):
+    """Logits that are not finite: the end of a cell, but for a method that only tries a network out."""
+
+    def __init__(self) -> None:
+        super().__init__("diverged", "the network's logits are not finite")
 
 
 def score(network: nn.Module, batches: Iterable[Batch]) -> Scores:
     """Evaluate `network`, in evaluation mode, on every image of `batches`.
 
     Everything is summed over images (a short last batch weighs what it holds), in float64, on the device of
-    the logits; the host waits once, at the end. Raises CellFailed("diverged") if any logit is not finite,
+    the logits; the host waits once, at the end. Raises Diverged if any logit is not finite,
     ValueError if there is no image.
     """
     images = 0
@@ -37,7 +45,7 @@ def score(network: nn.Module, batches: Iterable[Batch]) -> Scores:
         raise ValueError("there are no images to score")
     loss, bins, finite = (total.cpu() for total in totals)
     if not finite:
-        raise CellFailed("diverged", "the network's logits are not finite")
+        raise Diverged
     confidence, correct = bins.unbind(1)
     return Scores(
         accuracy=correct.sum().item() / images,

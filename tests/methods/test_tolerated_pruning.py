@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from methods.base import Evaluation, Site, SparsityPlan
+from bench.measure.accuracy import score
+from methods.base import Batch, Evaluation, Site, SparsityPlan
 from methods.masks import Masks
 from methods.tolerated_pruning import (
     folded_weight,
@@ -108,6 +109,23 @@ def trained(network: nn.Module) -> tuple[Tensor, Tensor]:
 def loss_of(network: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     with torch.no_grad():
         return float(functional.cross_entropy(network(inputs), targets))
+
+
+def test_a_threshold_whose_logits_are_not_finite_is_not_tolerated(mlp: Network) -> None:
+    """As the harness says it. What is tolerated below it is removed all the same."""
+    network, sites = mlp
+    inputs, targets = trained(network)
+    magnitudes = neuron_magnitudes(network, sites)
+    masks = Masks(network, sites)
+
+    def validate() -> Evaluation:
+        removed = sum(int((~kept).sum()) for kept in masks.kept.values())
+        images = inputs * torch.inf if removed > 4 else inputs
+        return Evaluation(score(network, [Batch(images, targets)]).loss, 0.0)
+
+    assert prune_within(masks, magnitudes, True, validate, bound=100.0) > 0
+    assert sum(int((~kept).sum()) for kept in masks.kept.values()) == 4
+    assert loss_of(network, inputs, targets) < 100
 
 
 @pytest.mark.parametrize("of_neurons", [True, False])
