@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.branches import Branch, is_sum, only_reader, serving, zero_of
+from bench.compaction.branches import Branch, is_sum, only_reader, serving, source_of, zero_of
 from bench.compaction.copies import sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.sites import layer_cost
@@ -93,9 +93,9 @@ def _goes_on(branch: Branch, known: Collection[Step]) -> bool:
     """Whether the other operand of the sum does all that the sum did: of the same shape, not a constant, and nothing
     of it written by the branch; and nobody the graph does not know of reads the end of the branch."""
     (other,) = (step for step in branch.into.inputs if step is not branch.end)
-    written = any(source.overwritten for step in branch.steps for source in step.inputs)
+    written = any(source_of(source).overwritten for step in branch.steps for source in step.inputs)
     alone = branch.end.node is not None and len(branch.end.node.users) == 1
-    fits = other in known and other.node is not None and other.shape == branch.into.shape
+    fits = other in known and other.shape == branch.into.shape
     return fits and alone and not written
 
 

@@ -113,13 +113,14 @@ def take_out(graph: Graph, branches: Sequence[Branch], shifts: bool) -> nn.Modul
     for branch in branches:
         node = _node(branch.into)
         (other,) = (_node(step) for step in branch.into.inputs if step is not branch.end)
+        own = [step.node for step in branch.steps]
         with traced.inserting_before(node):
             if shifts:
                 axis = branch.into.axis - len(branch.into.shape)
                 path = "shift_" + branch.layer.replace(".", "_")
                 graph.network.add_module(path, Shift(len(branch.into.units), axis).to(dtype))
                 instead = traced.call_module(path, (other,))
-            elif any(user is not node and user not in map(_node, branch.steps) for user in other.users):
+            elif any(user is not node and user not in own for user in other.users):
                 # Somebody may work in place on what was a sum, and somebody else read what went into it.
                 instead = traced.call_method("clone", (other,))
             else:
@@ -130,9 +131,18 @@ def take_out(graph: Graph, branches: Sequence[Branch], shifts: bool) -> nn.Modul
     return fx.GraphModule(graph.network, traced, type(graph.network).__name__)
 
 
+def source_of(step: Step) -> Step:
+    """The step that makes the tensor: `step`, unless it stands for a tensor whose channels are taken to be on another
+    axis."""
+    while step.node is None:
+        (step,) = step.inputs
+    return step
+
+
 def _node(step: Step) -> fx.Node:
-    assert step.node is not None
-    return step.node
+    node = source_of(step).node
+    assert node is not None
+    return node
 
 
 def set_shift(network: nn.Module, layer: str, values: Tensor) -> None:

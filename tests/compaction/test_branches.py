@@ -7,7 +7,7 @@ import torch
 from small_networks import Residual, check, images, off, plan_of, randomise, shapes
 from torch import Tensor, nn
 
-from bench.compaction import Compacted, apply_architecture, compact, masked_reference
+from bench.compaction import Compacted, apply_architecture, compact, find_branches, masked_reference
 from bench.compaction.own_layers import Shift
 from methods.base import LayerAction, SparsityPlan
 
@@ -88,6 +88,31 @@ def test_branches_of_all_kinds() -> None:
         *("stem.weight", "stem.bias", "fc.weight", "fc.bias"),
     }
     rebuilds(network, result)
+
+
+class ClassToken(nn.Module):
+    """A token before those of the image, one block of an MLP on all, the classifier on the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.rand(1, 1, 6))
+        self.embed, self.up, self.down, self.fc = (
+            nn.Linear(size, out) for size, out in ((3, 6), (6, 5), (5, 6), (6, 3))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.embed(x)], 1)
+        return self.fc((x + self.down(torch.relu(self.up(x))))[:, 0])
+
+
+def test_a_branch_beside_a_stream_whose_axes_are_not_known() -> None:
+    network, example = randomise(ClassToken()), images(2, 4, 3)
+    result = compact(network, plan_of(up=off(5, 0, 1, 2, 3, 4)), example)
+    assert result.certificate.passed, result.certificate
+    assert [c.layers for c in result.architecture.layer_changes] == [("down",)]
+    assert [site.name for site in find_branches(network, example)] == ["down"]
+    dropped = check(network, plan_of([("drop", ("down",))]), example)
+    assert not {"up.weight", "down.weight"} & shapes(dropped.network).keys()
 
 
 def test_a_network_that_no_input_reaches_is_collapsed() -> None:
