@@ -39,9 +39,12 @@ def constant_shifts(graph: Graph, keep: Tensor, known: Values) -> dict[str, Tens
 
 @torch.no_grad()
 def add_shifts(network: nn.Module, shifts: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Adds them to the biases of the network that is cut; the layers that got a bias by it."""
-    added = []
+    """Adds them to the biases of the network that is cut; the layers that got a bias by it. A layer that went, out of
+    a concatenation, needs none."""
+    left, added = dict(network.named_modules(remove_duplicate=False)), []
     for layer, shift in shifts.items():
+        if layer not in left:
+            continue
         module = network.get_submodule(layer)
         assert isinstance(module, nn.Linear | nn.Conv2d)
         if module.bias is None:

@@ -114,3 +114,25 @@ def test_densenet_without_some_of_its_layers_is_stored_and_read_again(tmp_path: 
     assert not any(site.name in modules for site in chosen)
     save_compact(tmp_path, result, "densenet-bc-100-12", shape, 10)
     assert torch.equal(load_compact(tmp_path)(example), result.network(example))
+
+
+class FoldsOnTheWay(nn.Module):
+    """A constant of the branch that is strung on is folded into a layer in its midst."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.middle, self.last = (
+            nn.Conv2d(size, out, 1) for size, out in ((3, 8), (8, 6), (6, 6), (6, 4))
+        )
+        self.norm, self.fc = nn.GroupNorm(2, 6), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        more = self.last(self.norm(self.middle(torch.sigmoid(self.first(x)))))
+        return self.fc(torch.relu(torch.cat([x, more], 1)).mean((2, 3)))
+
+
+def test_what_is_folded_into_a_layer_that_goes_is_forgotten() -> None:
+    network = randomise(FoldsOnTheWay())
+    result = check(network, plan_of(first=off(6, 0, 3), last=off(4, *range(4))), EXAMPLE)
+    assert not {"first.weight", "middle.weight", "last.weight"} & shapes(result.network).keys()
