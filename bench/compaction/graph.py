@@ -204,7 +204,7 @@ class _Builder:
     def _classify(self, node: fx.Node, module: nn.Module | None, inputs: tuple[Step, ...]) -> Operation:
         if any(len(self.lists[step]) == 0 for step in inputs) or not inputs:
             return operations.opaque(f"{operations.describe(node, module)} of a tensor without channels")
-        if module is not None and id(module) in self.shared and any(True for _ in module.parameters()):
+        if module is not None and id(module) in self.shared and operations.is_cut(module):
             return operations.opaque(f"{type(module).__name__} used more than once")
         if operations.in_place(node, module) and self._is_read_again(node):
             return operations.opaque("overwrites a tensor that is read again")

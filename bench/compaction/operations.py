@@ -137,6 +137,11 @@ def describe(node: fx.Node, module: nn.Module | None = None) -> str:
     return str(node.target if node.op == "call_method" else getattr(node.target, "__name__", node.target))
 
 
+def is_cut(module: nn.Module) -> bool:
+    """Whether a module has something of its channels, so that it fits one number of them alone."""
+    return isinstance(module, (*NORMS, HeadProducts)) or any(True for _ in module.parameters())
+
+
 def is_padded(module: nn.Conv2d) -> bool:
     """Whether zeros surround the image. Other padding modes repeat what is there, so that a constant stays
     constant."""
@@ -278,8 +283,8 @@ def _classify_function(node: fx.Node, inputs: Sequence[Given], shape: Sequence[i
         return opaque(name)
     if target in _MAPS:
         return Operation("map", same, (same,), evaluate=_evaluator(node, function))
-    if target in COPIES:
-        return Operation("map", same, (same,), identity=True, evaluate=_evaluator(node, function))
+    if target in COPIES:  # not as the call has it, which may name a layout of four dimensions
+        return Operation("map", same, (same,), identity=True, evaluate=lambda values: values[0].clone())
     if target in _DROPOUTS or (name, getattr(target, "__module__", "")) == _STOCHASTIC_DEPTH:
         at = 3 if name == _STOCHASTIC_DEPTH[0] else 2
         training = node.kwargs.get("training", node.args[at] if len(node.args) > at else True)

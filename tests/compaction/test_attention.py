@@ -181,3 +181,24 @@ def test_unknown_keys_pin_the_queries() -> None:
     network = randomise(Odd())
     assert [site.name for site in find_sites(network, EXAMPLE)] == []
     check(network, plan_of(), EXAMPLE)
+
+
+class ProductsTwice(nn.Module):
+    """Two attentions that share the layer of their products, which has no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one, self.two, self.head = (nn.Linear(size, 12) for size in (8, 12, 12, 12))
+        self.products = HeadProducts(HEADS, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.mean(1))
+        one = self.one(x)
+        x = self.two(x + self.products(one, one, one))
+        return self.head(self.products(x, x, x).mean(1))
+
+
+def test_products_that_are_called_twice_stay_as_they_are() -> None:
+    network = randomise(ProductsTwice()).eval()
+    result = check(network, random_plan(network, EXAMPLE), EXAMPLE)
+    assert "products: HeadProducts used more than once" in result.pinned

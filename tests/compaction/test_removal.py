@@ -381,3 +381,18 @@ def test_slopes_that_the_plan_masks() -> None:
     plan = SparsityPlan(weight_masks={"0.weight": constant, "1.weight": slopes})
     result = check(network, plan, images(2, 2, 4, 4))
     assert len(result.architecture.kept["0"]) == 2
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 6, 1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).contiguous(memory_format=torch.channels_last)
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+def test_a_copy_in_another_layout() -> None:
+    result = check(randomise(ChannelsLast()), plan_of(conv=off(6, 1, 4)), EXAMPLE)
+    assert shapes(result.network)["conv.weight"] == (4, 3, 1, 1)

@@ -131,6 +131,16 @@ class Repeated(nn.Module):
         return self.fc(self.after(self.conv(self.conv(self.conv0(x))).relu()).flatten(1))
 
 
+class NormalisedTwice(Repeated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(self.norm(self.conv0(x))))
+        return self.fc(self.after(x).relu().flatten(1))
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -164,6 +174,7 @@ class Unknown(nn.Module):
         (LiteralView(), ["conv0", "conv"], None),
         (SizedView(), ["conv0", "conv"], None),
         (Repeated(), ["after"], "conv: Conv2d used more than once"),
+        (NormalisedTwice(), ["after"], "norm: BatchNorm2d used more than once"),
         (Tied(), [], "one: Linear used more than once"),
         (DividesByWidth(), ["conv"], "truediv: truediv"),
         (Unknown(nn.GroupNorm(2, 4)), ["conv"], "layer: GroupNorm"),
