@@ -96,7 +96,7 @@ def record(network: nn.Module, traced: fx.Graph, example: Tensor) -> Record:
     run = Record(network, traced)
     try:
         with torch.no_grad():
-            run.run(fitting(network, example))
+            run.run(fitting(network, example).clone())  # it may be written to
     except Exception as error:
         shape = tuple(example.shape)
         raise BadInput(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bench.compaction.copies import plain_copy, sharing_copy
 from bench.compaction.graph import build_graph
@@ -112,20 +113,30 @@ def reference_of(twin: nn.Module, plan: SparsityPlan, graph: Graph, sites: Seque
 
 @torch.no_grad()
 def difference(reference: nn.Module, compact: nn.Module, batches: Iterable[Tensor]) -> float:
-    """max |reference − compact| over max |reference|, over all batches. Infinite where an output is not
-    finite."""
-    largest = scale = 0.0
+    """max |reference − compact| over max |reference|, over all batches; the largest, where the networks give several
+    tensors. Infinite where an output is not finite."""
+    found: dict[int, tuple[float, float]] = {}
     for batch in batches:
-        expected, got = reference(batch), compact(batch)
-        if expected.shape != got.shape:
-            raise ValueError(
-                f"the compact network gives {tuple(got.shape)}, the reference {tuple(expected.shape)}"
+        # Each gets images of its own: it may write to them.
+        expected, got = _tensors(reference(batch.clone())), _tensors(compact(batch.clone()))
+        shapes = [[tuple(tensor.shape) for tensor in tensors] for tensors in (expected, got)]
+        if shapes[0] != shapes[1]:
+            given, wanted = (", ".join(map(str, each)) for each in shapes[::-1])
+            raise ValueError(f"the compact network gives {given}, the reference {wanted}")
+        for at, (one, other) in enumerate(zip(expected, got, strict=True)):
+            if not bool(one.isfinite().all() & other.isfinite().all()):
+                return float("inf")
+            largest, scale = found.get(at, (0.0, 0.0))
+            found[at] = (
+                max(largest, (one - other).abs().max().item()),
+                max(scale, one.abs().max().item()),
             )
-        if not bool(expected.isfinite().all() & got.isfinite().all()):
-            return float("inf")
-        largest = max(largest, (expected - got).abs().max().item())
-        scale = max(scale, expected.abs().max().item())
-    return largest / scale if scale > 0 else largest
+    return max((apart / scale if scale > 0 else apart for apart, scale in found.values()), default=0.0)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """All that a network gives, from tuples and dictionaries too."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def certify(
@@ -172,7 +183,7 @@ def top1_changes(reference: nn.Module, compact: nn.Module, batches: Iterable[Ten
     """Images whose top-1 class differs between two networks in eval mode, ties apart, and images seen."""
     changes = images = 0
     for batch in batches:
-        expected, got = reference(batch), compact(batch)
+        expected, got = reference(batch.clone()), compact(batch.clone())
         first = expected.gather(1, expected.argmax(1, keepdim=True))
         second = expected.gather(1, got.argmax(1, keepdim=True))
         tie = TIE * expected.abs().amax(1, keepdim=True)

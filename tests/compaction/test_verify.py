@@ -137,3 +137,39 @@ def test_top1_changes() -> None:
     other = Logits([[0.0, 1.0, 0.0], [0.9, 1.0, 0.0], [3.0 - 1e-6, 3.0, 0.0], [0.0, 2.0, 1.9]])
     assert top1_changes(reference, reference, [torch.arange(4)]) == (0, 4)
     assert top1_changes(reference, other, [torch.arange(3), torch.tensor([3, 0])]) == (2, 5)
+
+
+def test_networks_that_write_to_their_input() -> None:
+    layers = (nn.SiLU(inplace=True), nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 3))
+    network = randomise(nn.Sequential(*layers))
+    example, real = EXAMPLE.clone(), EXAMPLE.double()
+    result = compact(network, plan_of(**{"1": off(6, 0, 4)}), example, real)
+    assert result.certificate.passed, result.certificate
+    assert torch.equal(example, EXAMPLE)
+    assert torch.equal(real, EXAMPLE.double())
+    assert top1_changes(network, network, [example]) == (0, 2)
+    assert torch.equal(example, EXAMPLE)
+
+
+class TwoHeads(nn.Module):
+    """Gives a tensor a thousand times as large as the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(3, 6, 1), nn.Linear(6, 4), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | tuple[Tensor]]:
+        x = torch.relu(self.conv(x)).mean((2, 3))
+        return {"one": 1000 * self.one(x), "more": (self.two(x),)}
+
+
+def test_networks_that_give_several_tensors() -> None:
+    network = randomise(TwoHeads()).eval()
+    result = compact(network, plan_of(conv=off(6, 1, 3)), EXAMPLE)
+    assert result.certificate.passed, result.certificate
+    assert result.certificate.removed_units == 2
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.two.weight *= 1.01  # type: ignore[operator]
+        other.two.bias *= 1.01  # type: ignore[operator]
+    assert difference(network, other, [EXAMPLE]) == pytest.approx(0.01, rel=1e-3)
