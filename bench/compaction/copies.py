@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from bench.errors import BadInput
 
 _SHARED = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
 _CONTAINERS = (dict, OrderedDict, set, list)
 
 
 def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A deep copy on the CPU in eval mode, with floating-point tensors of this precision (default: as they are)."""
+    """A deep copy on the CPU in eval mode, with floating-point tensors of this precision (default: as they are). Raises
+    BadInput where the network cannot be copied."""
 
     def convert(tensor: Tensor) -> Tensor:
         wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
@@ -25,20 +29,36 @@ def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
     return _copy_with(network, convert)
 
 
+def local_copy(network: nn.Module) -> nn.Module:
+    """The same, each tensor on the device where it is."""
+    return _copy_with(network, lambda tensor: tensor.clone())
+
+
 def sharing_copy(network: nn.Module) -> nn.Module:
-    """The same, but tensors that are on the CPU are those of `network`: to trace, run and hang hooks on, not to
-    change."""
-    return _copy_with(network, lambda tensor: tensor.cpu())
+    """The same, but parameters that are on the CPU are those of `network`: to trace, run and hang hooks on, not to
+    change. Buffers are not: a run may write to them."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.cpu() if isinstance(tensor, nn.Parameter) else tensor.to("cpu", copy=True)
+
+    return _copy_with(network, convert)
 
 
+@torch.no_grad()
 def _copy_with(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
     """A deep copy whose tensors are what `convert` makes of each: on the way, since they are most of the work."""
+    kind = type(network).__name__
     memo: dict[int, Any] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
-        twin = convert(tensor.detach())
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
+            raise BadInput(f"{kind} cannot be copied: {name} has no values yet")
+        twin = convert(tensor).detach()
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if is_parameter else twin
-    twin_of_network: nn.Module = _twin(network, memo)
+    try:
+        twin_of_network: nn.Module = _twin(network, memo)
+    except Exception as error:
+        raise BadInput(f"{kind} cannot be copied: {' '.join(str(error).split())[:300]}") from error
     return twin_of_network.eval()
 
 
@@ -61,8 +81,17 @@ def _twin(value: Any, memo: dict[int, Any]) -> Any:
         for key, entry in value.items():
             twin[_twin(key, memo)] = _twin(entry, memo)
         return twin
-    if kind is tuple and all(type(entry) in _SHARED for entry in value):
-        return value
+    if kind is list:
+        twin = memo[id(value)] = []
+        twin.extend(_twin(entry, memo) for entry in value)
+        return twin
+    if kind is tuple:
+        return (
+            value if all(type(entry) in _SHARED for entry in value) else tuple(_twin(e, memo) for e in value)
+        )
+    if isinstance(value, Tensor) and not value.is_leaf:  # what a run has left behind
+        twin = memo[id(value)] = value.detach().clone()
+        return twin
     return copy.deepcopy(value, memo)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx, nn
 
+from bench.compaction.copies import local_copy
 from bench.compaction.tracing import trace
 from bench.errors import nearest
 from methods.base import Site
@@ -54,7 +55,7 @@ def check_gates(gates: Gates, sites: Sequence[Site]) -> None:
 
 def traced_copy(network: nn.Module) -> fx.GraphModule:
     """A deep copy in eval mode, as a graph that can be edited. Hooks on its layers stay."""
-    twin = copy.deepcopy(network).eval()
+    twin = local_copy(network)
     return fx.GraphModule(twin, trace(twin))
 
 

@@ -93,6 +93,8 @@ def _zeros_of(module: nn.Conv2d, images: Tensor) -> Tensor:
 
 def record(network: nn.Module, traced: fx.Graph, example: Tensor) -> Record:
     """Raises BadInput where the network does not take the example."""
+    if not isinstance(example, Tensor):
+        raise BadInput(f"an example is one tensor, a batch of inputs, not a {type(example).__name__}")
     run = Record(network, traced)
     try:
         with torch.no_grad():

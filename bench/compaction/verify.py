@@ -3,7 +3,6 @@ against it."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bench.compaction.copies import plain_copy, sharing_copy
+from bench.compaction.copies import local_copy, plain_copy, sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import find_activation, find_branch
 from bench.compaction.sites import check_plan, find_spaces
@@ -80,7 +79,7 @@ def masked_reference(network: nn.Module, plan: SparsityPlan, example: Tensor) ->
     """
     graph = build_graph(sharing_copy(network), example)
     sites = [space.site for space in find_spaces(graph)]
-    return reference_of(copy.deepcopy(network).eval(), plan, graph, sites)
+    return reference_of(local_copy(network), plan, graph, sites)
 
 
 def reference_of(twin: nn.Module, plan: SparsityPlan, graph: Graph, sites: Sequence[Site]) -> nn.Module:

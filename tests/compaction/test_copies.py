@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from bench.compaction.copies import plain_copy, sharing_copy
+from bench.compaction import compact, find_sites, masked_reference
+from bench.compaction.copies import local_copy, plain_copy, sharing_copy
+from bench.errors import BadInput
+from methods.base import SparsityPlan
 
 
 class Unusual(nn.Module):
@@ -47,6 +52,12 @@ class CountsItsCopies(nn.Linear):
         twin.load_state_dict(self.state_dict())
         twin.copied = self.copied + 1
         return twin
+
+
+class HoldsALock(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.lock = threading.Lock()
 
 
 def test_an_unusual_network_is_copied_whole() -> None:
@@ -98,10 +109,55 @@ def test_hooks_on_a_copy_are_not_on_the_network() -> None:
     assert not network[0]._forward_hooks
 
 
-def test_a_sharing_copy_has_the_tensors_of_the_network() -> None:
+def test_a_sharing_copy_has_the_parameters_of_the_network() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding_mode="circular"), nn.BatchNorm2d(4))
-    shared = zip(sharing_copy(network).state_dict().values(), network.state_dict().values(), strict=True)
+    twin = sharing_copy(network)
+    shared = zip(twin.parameters(), network.parameters(), strict=True)
     assert all(one.data_ptr() == other.data_ptr() for one, other in shared)
+    assert twin.get_buffer("1.running_mean").data_ptr() != network.get_buffer("1.running_mean").data_ptr()
+
+
+class Remembers(nn.Module):
+    """Counts its runs in a buffer and keeps what it made, of use to autograd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc, self.made = nn.Conv2d(3, 6, 1), nn.Linear(6, 3), [torch.zeros(1)]
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.add_(1)  # type: ignore[operator]
+        self.last = torch.relu(self.conv(x)).mean((2, 3))
+        self.made = [self.last]
+        return self.fc(self.last)
+
+
+def test_a_network_that_has_run_and_keeps_what_it_made() -> None:
+    network, example = Remembers().eval(), torch.randn(2, 3, 8, 8)
+    network(example)
+    last = network.last
+    (site,) = find_sites(network, example)
+    result = compact(network, SparsityPlan(kept={site.name: torch.arange(6) > 1}), example)
+    assert result.certificate.passed
+    masked_reference(network, SparsityPlan(), example)
+    assert network.last is last
+    assert network.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "complaint"),
+    [
+        (nn.Sequential(nn.LazyConv2d(4, 3)), "Sequential cannot be copied: 0.weight has no values yet"),
+        (nn.Conv2d(3, 4, 3, device="meta"), "Conv2d cannot be copied: weight has no values yet"),
+        (HoldsALock(), "HoldsALock cannot be copied: cannot pickle"),
+    ],
+)
+@pytest.mark.parametrize("copied", [plain_copy, sharing_copy, local_copy])
+def test_what_cannot_be_copied_is_named(
+    network: nn.Module, complaint: str, copied: Callable[[nn.Module], nn.Module]
+) -> None:
+    with pytest.raises(BadInput, match=complaint):
+        copied(network)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "googlenet", "swin_t"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -89,6 +91,12 @@ def test_untraceable_network_is_named() -> None:
 def test_example_that_does_not_fit() -> None:
     with pytest.raises(BadInput, match=r"Sequential does not take an input of shape \(2, 3, 5, 5\)"):
         find_sites(plain(), images(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize("example", [None, (EXAMPLE,)])
+def test_example_that_is_no_tensor(example: Any) -> None:
+    with pytest.raises(BadInput, match=r"an example is one tensor.* not a"):
+        find_sites(plain(), example)
 
 
 def test_plans_that_do_not_fit() -> None:
