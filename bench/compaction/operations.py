@@ -142,6 +142,16 @@ def is_cut(module: nn.Module) -> bool:
     return isinstance(module, (*NORMS, HeadProducts)) or any(True for _ in module.parameters())
 
 
+def altered(module: nn.Module) -> str:
+    """What makes a call of a module other than its class and its parameters say; empty where there is nothing. Hooks
+    come first: those that compute a weight (an old weight norm, pruning of torch) leave it behind as well."""
+    if module._forward_pre_hooks or module._forward_hooks:
+        return "with hooks"
+    tensors = (getattr(module, name, None) for name in ("weight", "bias"))
+    computed = any(isinstance(each, Tensor) and not isinstance(each, nn.Parameter) for each in tensors)
+    return "whose weights are no parameters" if computed else ""
+
+
 def is_padded(module: nn.Conv2d) -> bool:
     """Whether zeros surround the image. Other padding modes repeat what is there, so that a constant stays
     constant."""
@@ -171,7 +181,9 @@ def classify(
     if not inputs:
         return opaque(describe(node))
     if module is not None:
-        return _classify_module(node, module, inputs, shape)
+        how = altered(module)
+        name = type(module).__name__
+        return opaque(f"{name} {how}") if how else _classify_module(node, module, inputs, shape)
     return _classify_function(node, inputs, shape)
 
 

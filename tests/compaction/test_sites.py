@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torchvision
 from small_networks import Residual, check, images, off, parameters, plan_of, randomise
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from bench.compaction import compact, find_sites
 from bench.errors import BadInput
@@ -203,6 +205,42 @@ def test_what_pins(network: nn.Module, sites: list[str], named: str | None) -> N
     result = check(network, plan, EXAMPLE)
     assert result.certificate.removed_units == 2 * len(sites)
     assert named is None if not result.pinned else named in result.pinned
+
+
+def hooked(conv: nn.Module) -> None:
+    conv.register_forward_hook(lambda module, inputs, output: output + 1)
+
+
+def hooked_before(conv: nn.Module) -> None:
+    conv.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+
+def frozen(conv: nn.Module) -> None:
+    weight = conv.get_parameter("weight").detach()
+    del conv.weight
+    conv.register_buffer("weight", weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (hooked, "layer: Conv2d with hooks"),
+        (hooked_before, "layer: Conv2d with hooks"),
+        (nn.utils.weight_norm, "layer: Conv2d with hooks"),
+        (nn.utils.spectral_norm, "layer: Conv2d with hooks"),
+        (lambda conv: prune.random_unstructured(conv, "weight", 0.5), "layer: Conv2d with hooks"),
+        (frozen, "layer: Conv2d whose weights are no parameters"),
+    ],
+    ids=["hook", "pre-hook", "weight norm", "spectral norm", "pruning", "buffer"],
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_layer_that_computes_other_than_its_parameters_say_stays(
+    change: Callable[[nn.Module], object], named: str
+) -> None:
+    network = randomise(Unknown(nn.Conv2d(4, 4, 1)))
+    change(network.get_submodule("layer"))
+    assert [site.name for site in find_sites(network, EXAMPLE)] == ["conv"]
+    assert named in check(network, plan_of(conv=off(6, 0, 2)), EXAMPLE).pinned
 
 
 class ReadsOverwritten(nn.Module):
