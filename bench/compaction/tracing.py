@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +14,9 @@ from torch import Tensor, fx, nn
 
 from bench.compaction.own_layers import OWN
 from bench.errors import BadInput
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+"""What the paths of torch's own files begin with."""
 
 
 def fitting(network: nn.Module, example: Tensor) -> Tensor:
@@ -19,7 +26,19 @@ def fitting(network: nn.Module, example: Tensor) -> Tensor:
 
 
 class _Tracer(fx.Tracer):
-    """Our own layers are leaves too."""
+    """Our own layers are leaves too. A network takes one tensor: what else it could be told has the default."""
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        stated = inspect.signature(inspect.unwrap(root_fn)).parameters
+        for at, given in enumerate(args[2:], 2):  # behind the network and its input
+            name = str(given.node.target)
+            if name in stated and stated[name].default is not inspect.Parameter.empty:
+                args[at] = stated[name].default
+                self.graph.erase_node(given.node)
+        return function, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, OWN) or super().is_leaf_module(m, module_qualified_name)
@@ -34,8 +53,8 @@ def trace(network: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(network)
     except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
-        frames = [f for f in frames if f.filename != __file__]
+        files = (_TORCH, __file__)
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(files)]
         place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
         raise BadInput(
             f"{type(network).__name__} cannot be traced by torch.fx: {_one_line(error)}{place}"
@@ -46,15 +65,18 @@ class Record(fx.Interpreter):
     """One run of a traced network, for its shapes: convolutions, which would take most of the time, give zeros.
 
     shapes: of every tensor. holds_tensors: nodes that give several tensors. numbers: what every other node gives
-    (sizes, mostly)."""
+    (sizes, mostly). last: the node that has run last."""
 
     def __init__(self, network: nn.Module, traced: fx.Graph) -> None:
         super().__init__(network, graph=traced)
+        self.extra_traceback = False  # `record` tells the place
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.holds_tensors: set[fx.Node] = set()
         self.numbers: dict[fx.Node, Any] = {}
+        self.last = "the input"
 
     def run_node(self, n: fx.Node) -> Any:
+        self.last = str(n.target) if n.op == "call_module" else n.name
         result = super().run_node(n)
         if isinstance(result, Tensor):
             self.shapes[n] = tuple(result.shape)
@@ -102,6 +124,6 @@ def record(network: nn.Module, traced: fx.Graph, example: Tensor) -> Record:
     except Exception as error:
         shape = tuple(example.shape)
         raise BadInput(
-            f"{type(network).__name__} does not take an input of shape {shape}: {_one_line(error)}"
+            f"{type(network).__name__} does not take an input of shape {shape}: at {run.last}: {_one_line(error)}"
         ) from error
     return run

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from small_networks import images
+from small_networks import check, images, off, plan_of, randomise, shapes
 from torch import Tensor, fx, nn
 
 from bench.compaction.graph import build_graph
@@ -56,3 +59,51 @@ def test_a_hook_of_a_convolution_has_its_say() -> None:
 def test_what_a_convolution_does_not_take_is_refused(example: Tensor, complaint: str) -> None:
     with pytest.raises(BadInput, match=complaint):
         build_graph(nn.Sequential(nn.Conv2d(3, 5, 3)), example)
+
+
+class Told(nn.Module):
+    """Can be told more than its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.fc = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 4, 1), nn.Linear(10, 3)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0, *, features: bool = False
+    ) -> Tensor:
+        x = torch.cat([self.one(x), self.two(x)], 1)
+        if mask is not None:
+            x = x * mask
+        x = torch.relu(scale * x).mean((2, 3))
+        return x if features else self.fc(x)
+
+
+def test_what_a_network_can_be_told_has_its_default() -> None:
+    network = randomise(Told())
+    result = check(network, plan_of(one=off(6, 0, 2), two=off(4, 0, 1, 2, 3)), images(2, 3, 8, 8))
+    assert "two.weight" not in shapes(result.network)
+
+
+WRONG = """
+from torch import nn
+class Wrong(nn.Module):
+    def forward(self, x):
+        if x.sum() > 0:
+            return x
+"""
+
+
+def test_the_place_is_named_wherever_the_code_of_the_user_lies(tmp_path: Path) -> None:
+    file = tmp_path / "torch" / "wrong.py"
+    file.parent.mkdir()
+    file.write_text(WRONG)
+    known: dict[str, Any] = {}
+    exec(compile(WRONG, file, "exec"), known)
+    with pytest.raises(BadInput, match=r"control flow at .*wrong\.py:5: if x\.sum\(\) > 0:$"):
+        trace(known["Wrong"]())
+
+
+def test_the_layer_that_does_not_take_its_input_is_named_in_one_line() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(9, 3))
+    with pytest.raises(BadInput, match=r"at 2: mat1 and mat2 shapes cannot be multiplied \(1x245 and 9x3\)$"):
+        build_graph(network, torch.zeros(1, 3, 9, 9))
