@@ -28,7 +28,9 @@ def values(graph: Graph) -> Values:
         value = torch.where(value.isfinite(), value, LIVE)
         found[step] = torch.full_like(value, LIVE) if step.overwritten or step.wild else value
         if step.operation.kind == "parameter":
-            found[step] = graph.network.get_parameter(step.layer).double().flatten()
+            parameter = graph.network.get_parameter(step.layer)
+            if not parameter.is_complex():
+                found[step] = parameter.double().flatten()
     return found
 
 

@@ -18,7 +18,7 @@ from bench.compaction.rewrite import add_shifts, constant_shifts, cut
 from bench.compaction.runnable import keep_runnable, round_up
 from bench.compaction.sites import find_spaces, switch_off, without_site
 from bench.compaction.steps import Graph
-from bench.compaction.tracing import fitting
+from bench.compaction.tracing import fitting, has_constants
 from bench.compaction.verify import Certificate, certify, reference_of
 from methods.base import SparsityPlan
 
@@ -49,11 +49,15 @@ def compact(
     """
     if multiple < 1:
         raise ValueError(f"multiple is {multiple}; 1 or more is needed")
-    first = next(network.parameters(), example)
-    # Cutting alone rounds nothing, and float32 is half the work; products of weights do.
+    first = next((p for p in network.parameters() if p.is_floating_point()), example)
+    # Cutting alone rounds nothing, and float32 is half the work; products of weights do, and what the code computes
+    # while it is traced.
     alone = first.dtype is torch.float32 and not plan.layer_actions
     work = plain_copy(network, None if alone else torch.float64)
     graph = build_graph(work, example)
+    if alone and has_constants(graph.traced):
+        work = plain_copy(network, torch.float64)
+        graph = build_graph(work, example)
     spaces = find_spaces(graph)
     sites = [space.site for space in spaces]
     reference = reference_of(sharing_copy(network), plan, graph, sites)  # checks the plan too

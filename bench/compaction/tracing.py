@@ -61,6 +61,12 @@ def trace(network: nn.Module) -> fx.Graph:
         ) from error
 
 
+def has_constants(traced: fx.Graph) -> bool:
+    """Whether the code computes with tensors that depend on no input, so that their values stand in the graph, in the
+    precision in which it was traced."""
+    return any(n.op == "get_attr" and str(n.target).startswith("_tensor_constant") for n in traced.nodes)
+
+
 class Record(fx.Interpreter):
     """One run of a traced network, for its shapes: convolutions, which would take most of the time, give zeros.
 

@@ -20,6 +20,8 @@ from methods.base import Site, SparsityPlan
 
 FLOAT64_BOUND = 1e-9
 FLOAT32_BOUND = 1e-4
+"""Of a network in half the precision, the distance of its numbers if that is larger: what is folded or multiplied is
+rounded to them."""
 TIE = 1e-5
 """Two logits closer than this, relative to the largest of the image, are a tie: float32 does not order
 them."""
@@ -166,11 +168,13 @@ def certify(
     except Exception as error:
         reason = f"the compact network does not run: {' '.join(str(error).split())[:300]}"
         return Certificate(False, float("inf"), float("inf"), removed_units, kept_constant_units, reason)
+    dtypes = [p.dtype for p in compact.parameters() if p.is_floating_point()]
+    rounding = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
     faults = [
         f"{precision} differs by {value:.2g} of the output scale (bound {bound:g})"
         for precision, value, bound in (
             ("float64", exact, FLOAT64_BOUND),
-            ("float32", single, FLOAT32_BOUND),
+            ("float32", single, max(FLOAT32_BOUND, rounding)),
         )
         if not value <= bound
     ]

@@ -396,3 +396,34 @@ class ChannelsLast(nn.Module):
 def test_a_copy_in_another_layout() -> None:
     result = check(randomise(ChannelsLast()), plan_of(conv=off(6, 1, 4)), EXAMPLE)
     assert shapes(result.network)["conv.weight"] == (4, 3, 1, 1)
+
+
+class Scaled(nn.Module):
+    """Images in numbers up to 255; a view that names the number of channels, so that the code has to be rewritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+        self.conv, self.fc = nn.Conv2d(3, 6, 1), nn.Linear(6, 3)
+        self.register_buffer("mean", torch.tensor([123.0, 117.0, 104.0]).view(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean / 255) * self.phase.abs().sum()  # type: ignore[operator]
+        x = torch.sigmoid(self.conv(x))
+        return self.fc(x.view(-1, 6, 64).mean(2))
+
+
+def test_what_the_code_computes_of_buffers_is_not_rounded_and_complex_parameters_name_no_precision() -> None:
+    result = check(randomise(Scaled()), plan_of(conv=off(6, 1, 4)), EXAMPLE)
+    assert result.certificate.difference_float64 < 1e-14
+    assert result.network.get_parameter("conv.weight").dtype is torch.float32
+    assert result.network.get_parameter("phase").dtype is torch.complex64
+
+
+def test_constants_fold_into_biases_of_half_the_precision() -> None:
+    network = net(nn.Conv2d(3, 12, 3), nn.Sigmoid(), nn.Conv2d(12, 12, 3), nn.Flatten(), nn.Linear(192, 5))
+    network.bfloat16()
+    certificate = compact(network, random_plan(network, EXAMPLE), EXAMPLE).certificate
+    assert certificate.passed, certificate
+    assert certificate.difference_float64 < 1e-14
+    assert 1e-4 < certificate.difference_float32 < torch.finfo(torch.bfloat16).eps
