@@ -136,8 +136,14 @@ def difference(reference: nn.Module, compact: nn.Module, batches: Iterable[Tenso
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """All that a network gives, from tuples and dictionaries too."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    """All that a network gives, from tuples and dictionaries too. Raises ValueError where there is anything else."""
+    leaves = [leaf for leaf in tree_leaves(output) if leaf is not None]
+    strange = {type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)}
+    if strange or not leaves:
+        raise ValueError(
+            f"only tensors can be compared, not what gives {', '.join(sorted(strange)) or 'none'}"
+        )
+    return leaves
 
 
 def certify(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -173,3 +174,25 @@ def test_networks_that_give_several_tensors() -> None:
         other.two.weight *= 1.01  # type: ignore[operator]
         other.two.bias *= 1.01  # type: ignore[operator]
     assert difference(network, other, [EXAMPLE]) == pytest.approx(0.01, rel=1e-3)
+
+
+@dataclass
+class Image:
+    pixels: Tensor
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {}
+
+
+class GivesAnObject(nn.Module):
+    def forward(self, x: Tensor) -> object:
+        return {"logits": x, "more": Image(x)}
+
+
+def test_what_cannot_be_compared_is_not_taken_to_be_equal() -> None:
+    with pytest.raises(ValueError, match="only tensors can be compared, not what gives Image"):
+        difference(GivesAnObject(), GivesAnObject(), [EXAMPLE])
+    with pytest.raises(ValueError, match="only tensors can be compared, not what gives none"):
+        difference(Nothing(), Nothing(), [EXAMPLE])
