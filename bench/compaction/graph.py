@@ -122,11 +122,17 @@ class _Builder:
         return twin
 
     def _tensors(self, node: fx.Node) -> tuple[Step, ...]:
-        """The tensors a node reads. Channels that are on several axes here are given up."""
+        """The tensors a node reads. Channels that are on several axes here, or in several tensors that are read as
+        one, are given up."""
         for n in node.all_input_nodes:
-            if n in self.pending and n in self.run.shapes and n not in self.steps:
+            if n in self.pending and n not in self.steps:
                 source = self.pending[n][0]
-                self._pin(n, operations.opaque("channels on more than one axis"), (source,))
+                where = (
+                    "on more than one axis"
+                    if n in self.run.shapes
+                    else "in several tensors that are read as one"
+                )
+                self._pin(n, operations.opaque(f"channels {where}"), (source,))
                 self._wild(n, Operation("opaque"), (source,))
         return tuple(self.steps[n] for n in node.all_input_nodes if n in self.steps)
 
