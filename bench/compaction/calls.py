@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Set
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,6 +12,13 @@ from torch import Tensor, fx, nn
 from bench.compaction.moves import stated_sizes
 from bench.compaction.own_layers import Select
 from bench.compaction.steps import Graph, Step
+
+_COUNTING: set[Any] = {
+    getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv,
+    operator.mod, operator.neg, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
+    "size", "dim",
+}  # fmt: skip
+"""Sizes and what is computed of them: nothing but the result comes of it."""
 
 
 def fitting_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> nn.Module:
@@ -26,14 +35,16 @@ def fitting_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> nn.Module:
         if step.rewrite and not bool(keep[step.units].all() and keep[step.inputs[0].units].all()):
             assert step.node is not None
             if step.rewrite == "size":
-                _resize(step.node, step.axis, int(keep[step.units].sum()))
+                _resize(graph.traced, step, int(keep[step.units].sum()))
             else:
                 replaced.append(step.node)
                 step.node = _select(graph, step, step.node, keep)
             changed = True
+    erase_unread(graph.traced, replaced)
+    changed |= _hold_sizes(graph, keep)
     if not changed:
         return graph.network
-    erase_unread(graph.traced, replaced)
+    erase_unread(graph.traced, [])
     graph.traced.lint()
     return fx.GraphModule(graph.network, graph.traced, type(graph.network).__name__)
 
@@ -47,9 +58,18 @@ def _leave_out(step: Step, gone: Set[Step]) -> None:
     step.node.args = (left, *step.node.args[1:])
 
 
+def counts(node: fx.Node) -> bool:
+    """Whether a node may go where nobody reads it, as one that computes a size may."""
+    return node.target in _COUNTING
+
+
 def erase_unread(traced: fx.Graph, nodes: list[fx.Node]) -> None:
-    """Takes `nodes` out as far as nobody reads them, and what only they have read. Not by torch.fx's own dead-code
-    elimination: that takes operations out that work in place, whose result nobody reads either."""
+    """Takes `nodes` out as far as nobody reads them, and what only they have read; sizes that nobody reads, first. Not
+    by torch.fx's own dead-code elimination: that takes operations out that work in place, whose result nobody reads
+    either."""
+    for node in reversed(list(traced.nodes)):
+        if not node.users and counts(node) and node not in nodes:
+            traced.erase_node(node)
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
@@ -58,10 +78,57 @@ def erase_unread(traced: fx.Graph, nodes: list[fx.Node]) -> None:
             traced.erase_node(node)
 
 
-def _resize(node: fx.Node, axis: int, channels: int) -> None:
+def _resize(traced: fx.Graph, step: Step, channels: int) -> None:
+    node = step.node
+    assert node is not None
     sizes = stated_sizes(node)
-    sizes[axis] = channels
-    node.args, node.kwargs = (node.args[0], tuple(sizes)), {}
+    if len(sizes) == 1 < len(step.shape) and isinstance(sizes[0], fx.Node):  # the sizes of a tensor, in one
+        with traced.inserting_before(node):
+            sizes = [traced.call_function(operator.getitem, (sizes[0], d)) for d in range(len(step.shape))]
+    sizes[step.axis] = channels
+    node.args, node.kwargs = (node.all_input_nodes[0], tuple(sizes)), {}
+
+
+def _hold_sizes(graph: Graph, keep: Tensor) -> bool:
+    """Where the code reads the number of channels of a tensor that loses some, puts the number that it was: what is
+    known of the calls that take it (a view, a slice, of any tensor) is known for that. Whether there was any."""
+    held = False
+    for step in graph.steps:
+        if step.node is None or bool(keep[step.units].all()):
+            continue
+        dims, axis, channels = len(step.shape), step.axis, len(step.units)
+        for size in list(step.node.users):
+            dim = size.kwargs.get("dim", size.args[1] if len(size.args) > 1 else None)
+            if size.target == "size" and isinstance(dim, int):
+                held |= dim % dims == axis and _put(channels, size, list(size.users))
+            elif size.target == "size" or (size.target is getattr and dim == "shape"):
+                held |= _hold_shape(graph.traced, size, dims, axis, channels)
+    return held
+
+
+def _hold_shape(traced: fx.Graph, shape: fx.Node, dims: int, axis: int, channels: int) -> bool:
+    """The same of all sizes of a tensor, in one."""
+    held, others = False, []
+    for reader in list(shape.users):
+        if reader.target is operator.getitem and isinstance(reader.args[1], int):
+            held |= reader.args[1] % dims == axis and _put(channels, reader, list(reader.users))
+        else:
+            others.append(reader)
+    if not others:
+        return held
+    with traced.inserting_before(shape.next):
+        sizes = [
+            channels if d == axis else traced.call_function(operator.getitem, (shape, d)) for d in range(dims)
+        ]
+        return _put(tuple(sizes), shape, others)
+
+
+def _put(instead: Any, node: fx.Node, readers: list[fx.Node]) -> bool:
+    """What some readers of `node` read. Whether there were any."""
+    for reader in readers:
+        reader.args = fx.node.map_arg(reader.args, lambda n: instead if n is node else n)
+        reader.kwargs = fx.node.map_arg(reader.kwargs, lambda n: instead if n is node else n)
+    return bool(readers)
 
 
 def _select(graph: Graph, step: Step, node: fx.Node, keep: Tensor) -> fx.Node:

@@ -22,6 +22,9 @@ from bench.compaction.operations import Given, Operation
 from bench.compaction.steps import Graph, Step, Units, pin_misfits, settled
 from bench.compaction.tracing import Record, record, trace
 
+_COUNTS = {"numel", "nelement", "stride", torch.numel}
+"""Numbers in which that of the channels cannot be told from others."""
+
 
 def build_graph(network: nn.Module, example: Tensor) -> Graph:
     """The channel spaces of `network` (in eval mode, on the CPU) for inputs like `example` (N, C, H, W).
@@ -148,11 +151,15 @@ class _Builder:
             return
         sources: set[Step] = set()
         for n in node.all_input_nodes:
-            if n in self.pending:
+            if n in self.pending and n not in self.steps:
                 sources.add(self.pending[n][0])
+                if node in self.run.numbers:
+                    self._pin(n, operations.opaque("the size of channels on more than one axis"), sources)
             else:
                 sources |= {self.steps[n]} if n in self.steps else self.sources.get(n, set())
         self.sources[node] = sources
+        if node.target in _COUNTS:
+            self._pin(node, operations.opaque(operations.describe(node)), sources)
         if node in self.run.holds_tensors:
             module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
             self._pin(node, operations.opaque(operations.describe(node, module)), sources)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor, fx, nn
+
+from bench.compaction.calls import counts
 from bench.compaction.liveness import Values
 from bench.compaction.sites import Space
 from bench.compaction.steps import Graph, Step, heads
@@ -53,8 +56,10 @@ def _of_gone_groups(graph: Graph, keep: Tensor) -> Tensor:
 
 def dispensable(graph: Graph, keep: Tensor) -> set[Step]:
     """The steps without any unit left that can go themselves: whoever reads them goes as well, or strings them together
-    with others that stay."""
+    with others that stay; and whoever reads their sizes goes too."""
     gone = {step for step in graph.steps if len(step.units) > 0 and not bool(keep[step.units].any())}
+    steps = {step.node: step for step in graph.steps if step.node is not None}
+    sized = {step: _read_sizes(step.node, steps) for step in gone if step.node is not None}
     settled = False
     while not settled:
         missed = {
@@ -64,9 +69,22 @@ def dispensable(graph: Graph, keep: Tensor) -> set[Step]:
             if reader not in gone
             and not (reader.operation.kind == "cat" and any(source not in gone for source in reader.inputs))
         }
+        missed |= {step for step in gone if not sized.get(step, set()) <= gone}
         gone -= missed
         settled = not missed
     return gone
+
+
+def _read_sizes(node: fx.Node, steps: Mapping[fx.Node, Step]) -> set[Step | None]:
+    """The steps that take what is no tensor of a network, and comes of `node`: its sizes, mostly. None for what is no
+    step but does something, as an assertion does."""
+    found: set[Step | None] = set()
+    for user in node.users:
+        if user not in steps:
+            found |= {steps[reader] for reader in user.users if reader in steps} | _read_sizes(user, steps)
+            if not user.users and not counts(user):
+                found.add(None)
+    return found
 
 
 def _supply(graph: Graph, known: Values, keep: Tensor) -> None:

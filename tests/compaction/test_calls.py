@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_networks import check, images, parameters, randomise
+import torch.nn.functional as F
+from small_networks import check, images, off, parameters, plan_of, randomise, shapes
 from torch import Tensor, nn
 
-from bench.compaction import find_sites
+from bench.compaction import apply_architecture, compact, find_sites, masked_reference
 from methods.base import SparsityPlan
 
 EXAMPLE = images(2, 3, 8, 8)
@@ -60,3 +61,76 @@ def test_several_tensors_that_are_read_as_one(joined: Callable[[Tensor], Tensor]
     assert result.certificate.removed_units == 6
     assert any("several tensors that are read as one" in what for what in result.pinned)
     assert parameters(check(network, SparsityPlan(), EXAMPLE).network) == parameters(network)
+
+
+def excited(m: nn.Module, x: Tensor) -> Tensor:
+    """As squeeze and excitation is published."""
+    b, c, _, _ = x.size()
+    return x * m.up(m.down(F.adaptive_avg_pool2d(x, 1).view(b, c)).relu()).sigmoid().view(b, c, 1, 1)
+
+
+def squeezed_branch(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.conv(x).relu()
+    return m.fc((x + m.project(excited(m, m.expand(x).relu()))).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("stream", [(), (1, 3, 6)])
+@pytest.mark.parametrize("drop", [True, False])
+def test_a_branch_goes_with_the_sizes_that_are_read_in_it(drop: bool, stream: tuple[int, ...]) -> None:
+    network = Coded(
+        squeezed_branch,
+        conv=nn.Conv2d(3, 8, 1),
+        expand=nn.Conv2d(8, 12, 1),
+        down=nn.Linear(12, 2),
+        up=nn.Linear(2, 12),
+        project=nn.Conv2d(12, 8, 1),
+        fc=nn.Linear(8, 3),
+    )
+    randomise(network)
+    plan = plan_of([("drop", ("project",))] if drop else (), conv=off(8, *stream))
+    if not drop:
+        plan = SparsityPlan(kept={**plan.kept, "expand": torch.zeros(12, dtype=torch.bool)})
+    result = check(network, plan, EXAMPLE)
+    shift = set() if drop else {"shift_project.bias"}
+    assert shapes(result.network).keys() == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"} | shift
+    assert shapes(result.network)["fc.weight"] == (3, 8 - len(stream))
+
+
+def test_an_emptied_layer_stays_where_its_size_is_read() -> None:
+    def code(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.conv(x).relu()
+        z = m.other(x).relu().view(y.size(0), -1)
+        return m.fc(torch.cat([y.flatten(1), z], 1))
+
+    network = Coded(code, conv=nn.Conv2d(3, 4, 1), other=nn.Conv2d(3, 4, 1), fc=nn.Linear(512, 3))
+    randomise(network)
+    check(network, plan_of(conv=off(4, 0, 1, 2, 3), other=off(4, 2)), EXAMPLE)
+
+
+SIZED: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda x, y: y.flatten(2).reshape(y.shape),
+    lambda x, y: y * y.mean((2, 3)).sigmoid()[:, :, None, None].expand(y.shape),
+    lambda x, y: y.flatten(2).view(y.shape[:2] + y.flatten(2).shape[2:]).mean(2)[:, :, None, None] * y,
+    lambda x, y: y + x.flatten(2)[:, :, : y.shape[1]].sum((1, 2)).view(-1, 1, 1, 1).expand(y.size()),
+    lambda x, y: y * F.pad(x, (y.size(dim=-3), 0))[:, :1, :, 8:].expand(-1, 8, -1, -1).sigmoid(),
+    lambda x, y: y.permute(0, 2, 3, 1).reshape(y.size(0), -1, y.size(1)).transpose(1, 2).reshape(y.size()),
+]
+
+
+@pytest.mark.parametrize("number", range(len(SIZED)))
+def test_the_size_of_one_tensor_in_a_call_of_another(number: int) -> None:
+    """The masked network has all its channels, on every size of image."""
+
+    def code(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(m.after(SIZED[number](x, m.conv(x).relu())).relu().mean((2, 3)))
+
+    network = Coded(code, conv=nn.Conv2d(3, 8, 1), after=nn.Conv2d(8, 6, 1), fc=nn.Linear(6, 3))
+    randomise(network)
+    plan = halves(network)
+    result = check(network, plan, EXAMPLE)
+    larger = images(3, 3, 12, 10)
+    torch.testing.assert_close(result.network(larger), masked_reference(network, plan, EXAMPLE)(larger))
+    rebuilt = apply_architecture(network, result.architecture, EXAMPLE).eval()
+    rebuilt.load_state_dict(result.network.state_dict())
+    assert torch.equal(rebuilt(EXAMPLE), result.network(EXAMPLE))
+    assert compact(result.network, SparsityPlan(), EXAMPLE).certificate.passed
