@@ -225,20 +225,28 @@ class _Builder:
         return operations.classify(node, module, given, self.run.shapes[node])
 
     def _is_read_again(self, node: fx.Node) -> bool:
-        """Whether the tensor that a node overwrites, or one that it is a view of, is read after it."""
-        first: fx.Node | None = node.all_input_nodes[0]
-        again = False
-        while first is not None:
-            if any(self.order[user] > self.order[node] for user in first.users):
+        """Whether the tensor that a node overwrites, or one that shares its memory, is read after it."""
+        base = node.all_input_nodes[0]
+        while (viewed := self._viewed(base)) is not None:
+            base = viewed
+        again, waiting = False, [base]
+        while waiting:
+            tensor = waiting.pop()
+            if any(self.order[user] > self.order[node] for user in tensor.users):
                 again = True
-                if first in self.steps:
-                    self.steps[first].overwritten = True
-            step = self.steps.get(first)
-            is_view = first in self.pending or (
-                step is not None and (step.operation.identity or step.operation.kind in ("flatten", "move"))
-            )
-            first = first.all_input_nodes[0] if is_view and first.all_input_nodes else None
+                if tensor in self.steps:
+                    self.steps[tensor].overwritten = True
+            earlier = [user for user in tensor.users if self.order[user] < self.order[node]]
+            waiting += [user for user in earlier if user.target != "clone" and self._viewed(user) is tensor]
         return again
+
+    def _viewed(self, node: fx.Node) -> fx.Node | None:
+        """The tensor that the one of a node is a view of, as far as it may be one."""
+        step = self.steps.get(node)
+        is_view = node in self.pending or (
+            step is not None and (step.operation.identity or step.operation.kind in ("flatten", "move"))
+        )
+        return node.all_input_nodes[0] if is_view and node.all_input_nodes else None
 
     def _units(self, operation: Operation, inputs: tuple[Step, ...], shape: tuple[int, ...]) -> Tensor:
         lists = [self.lists[step] for step in inputs]

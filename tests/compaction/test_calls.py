@@ -134,3 +134,18 @@ def test_the_size_of_one_tensor_in_a_call_of_another(number: int) -> None:
     rebuilt.load_state_dict(result.network.state_dict())
     assert torch.equal(rebuilt(EXAMPLE), result.network(EXAMPLE))
     assert compact(result.network, SparsityPlan(), EXAMPLE).certificate.passed
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_view_that_was_taken_before_its_tensor_is_overwritten(copied: bool) -> None:
+    def code(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.conv(x)
+        view = (x.clone() if copied else x).flatten(1)
+        torch.sigmoid_(x)
+        return m.fc(view)
+
+    network = Coded(code, conv=nn.Conv2d(3, 4, 1), fc=nn.Linear(256, 3))
+    randomise(network)
+    result = check(network, halves(network), EXAMPLE)
+    assert result.certificate.removed_units == (2 if copied else 0)
+    assert result.pinned == (() if copied else ("sigmoid_: overwrites a tensor that is read again",))
