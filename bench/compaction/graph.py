@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,6 +25,17 @@ from bench.compaction.tracing import Record, record, trace
 
 _COUNTS = {"numel", "nelement", "stride", torch.numel}
 """Numbers in which that of the channels cannot be told from others."""
+_LAYERS = {
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "linear",
+    "bilinear",
+}
+"""Functions that have outputs of their own."""
 
 
 def build_graph(network: nn.Module, example: Tensor) -> Graph:
@@ -51,7 +63,22 @@ class _Builder:
         self.opaque: list[str] = []
         self.order = {node: index for index, node in enumerate(traced.nodes)}
         self.shared = self._shared_modules()
-        self.reads = Counter(str(node.target) for node in traced.nodes if node.op == "get_attr")
+        # Of parameters: how often the code reads them by themselves, or in modules that have them.
+        self.reads = self._reads()
+        # Wild steps of which nothing has been said yet, and what there is to say if they pin others.
+        self.unsaid: dict[Step, str] = {}
+
+    def _reads(self) -> Counter[int]:
+        owned = [p for module in self.network.modules() for p in module._parameters.values() if p is not None]
+        reads = Counter(id(parameter) for parameter in owned)
+        for node in self.traced.nodes:
+            if node.op == "get_attr":
+                reads[id(self._attribute(str(node.target)))] += 1
+        return reads
+
+    def _attribute(self, target: str) -> Any:
+        home, _, name = target.rpartition(".")
+        return getattr(self.network.get_submodule(home), name)
 
     def _shared_modules(self) -> set[int]:
         """Modules with parameters that are called more than once, read apart from their call, or share a
@@ -80,7 +107,7 @@ class _Builder:
         roots = self.units.roots()
         for step in self.order_made:
             step.units = roots[self.lists[step]]
-        pinned, coupled = settled(self.pins, roots), settled(self.couplings, roots)
+        pinned, coupled = self._all_pinned(roots), settled(self.couplings, roots)
         opaque = tuple(dict.fromkeys(self.opaque))
         graph = Graph(self.network, self.traced, self.order_made, pinned, coupled, opaque)
         for step in graph.steps:
@@ -88,6 +115,17 @@ class _Builder:
                 graph.readers.setdefault(source, []).append(step)
         pin_misfits(graph)
         return graph
+
+    def _all_pinned(self, roots: Tensor) -> Tensor:
+        """(units,) bool. What is wild and was not named is, where a layer is pinned by nothing else."""
+        pinned = settled(self.pins, roots)
+        dense = settled((s.units for s in self.order_made if s.operation.kind == "dense"), roots)
+        for step, what in self.unsaid.items():
+            more = settled([step.units], roots) & ~pinned
+            if bool((more & dense).any()):
+                self.opaque.append(what)
+            pinned |= more
+        return pinned
 
     def _add(self, node: fx.Node, operation: Operation, inputs: tuple[Step, ...], units: Tensor) -> Step:
         is_module = node.op == "call_module"
@@ -105,22 +143,28 @@ class _Builder:
         self.order_made.append(step)
         return step
 
-    def _wild(self, node: fx.Node, operation: Operation, inputs: tuple[Step, ...]) -> None:
+    def _wild(self, node: fx.Node, operation: Operation, inputs: tuple[Step, ...], unsaid: str = "") -> None:
+        """unsaid: what there is to say of it if it pins others."""
         shape = self.run.shapes.get(node, ())
-        units = self.units.new(shape[1] if len(shape) > 1 else 0)
-        self.pins.append(units)
-        self._add(node, operation, inputs, units).wild = True
+        step = self._add(node, operation, inputs, self.units.new(shape[1] if len(shape) > 1 else 0))
+        step.wild = True
+        self._pin_wild(step, unsaid)
+
+    def _pin_wild(self, step: Step, unsaid: str) -> None:
+        if unsaid:
+            self.unsaid[step] = unsaid
+        else:
+            self.pins.append(self.lists[step])
 
     def _as_on(self, step: Step, axis: int) -> Step:
         """A wild step, its channels taken to be on another axis."""
         if not step.wild or step.axis == axis:
             return step
-        units = self.units.new(step.shape[axis])
-        self.pins.append(units)
         twin = replace(
             step, operation=Operation("opaque", axis), inputs=(step,), layer="", module=None, node=None
         )
-        self.lists[twin] = units
+        self.lists[twin] = self.units.new(step.shape[axis])
+        self._pin_wild(twin, self.unsaid.get(step, ""))
         self.order_made.append(twin)
         return twin
 
@@ -164,16 +208,24 @@ class _Builder:
             module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
             self._pin(node, operations.opaque(operations.describe(node, module)), sources)
 
-    def _pin(self, node: fx.Node, operation: Operation, sources: Iterable[Step]) -> None:
-        """Names the node where it pins anything that was not, a layer's own outputs among it."""
+    def _pin(self, node: fx.Node, operation: Operation, sources: Iterable[Step]) -> bool:
+        """Names the node where it pins anything that was not, a layer's own outputs among it; whether it did."""
         sources = tuple(sources)
-        self.pins.extend(self.lists[step] for step in sources)
-        where = str(node.target) if node.op == "call_module" else node.name
-        is_layer = node.op == "call_module" and isinstance(
-            self.network.get_submodule(where), operations.LAYERS
-        )
-        if is_layer or not sources or not all(step.wild for step in sources):
-            self.opaque.append(f"{where}: {operation.reason}")
+        self.pins.extend(self.lists[step] for step in sources if not step.wild)
+        named = self._is_layer(node) or not sources or not all(step.wild for step in sources)
+        if named:
+            self.opaque.append(self._what(node, operation))
+        return named
+
+    def _what(self, node: fx.Node, operation: Operation) -> str:
+        return f"{node.target if node.op == 'call_module' else node.name}: {operation.reason}"
+
+    def _is_layer(self, node: fx.Node) -> bool:
+        """Whether it has outputs of its own."""
+        if node.op == "call_module":
+            module = self.network.get_submodule(str(node.target))
+            return any(parameter.dim() > 1 for parameter in module.parameters())
+        return operations.describe(node) in _LAYERS
 
     def _tensor(self, node: fx.Node) -> None:
         if node.op == "get_attr":
@@ -192,8 +244,8 @@ class _Builder:
             operation = operations.opaque(f"{node.name} computes with a size")
         if operation.kind == "opaque":
             sized = set().union(*(self.sources.get(n, set()) for n in sizes))
-            self._pin(node, operation, dict.fromkeys((*inputs, *sized)))
-            self._wild(node, operation, inputs)
+            named = self._pin(node, operation, dict.fromkeys((*inputs, *sized)))
+            self._wild(node, operation, inputs, "" if named else self._what(node, operation))
             return
         inputs = tuple(self._as_on(step, axis) for step, axis in zip(inputs, operation.takes, strict=True))
         step = self._add(node, operation, inputs, self._units(operation, inputs, self.run.shapes[node]))
@@ -206,13 +258,19 @@ class _Builder:
         shape, target = self.run.shapes[node], str(node.target)
         long = [d for d, size in enumerate(shape) if size > 1]
         home = self.network.get_submodule(target.rpartition(".")[0])
-        is_own = isinstance(
-            dict(home.named_parameters(recurse=False)).get(target.rpartition(".")[2]), nn.Parameter
-        )
-        if len(long) != 1 or not is_own or self.reads[target] > 1 or not any(True for _ in home.children()):
-            self._wild(node, Operation("input"), ())
+        tensor = self._attribute(target)
+        if not isinstance(tensor, nn.Parameter):
+            reason = "a tensor that is no parameter"
+        elif self.reads[id(tensor)] > 2:  # where it is, and here
+            reason = "a parameter that is used more than once"
+        elif len(long) != 1:
+            reason = "a parameter that is not one number per channel"
+        elif not any(True for _ in home.children()):
+            reason = f"a parameter of {type(home).__name__}, a module of its own"
+        else:
+            self._add(node, Operation("parameter", long[0]), (), self.units.new(shape[long[0]]))
             return
-        self._add(node, Operation("parameter", long[0]), (), self.units.new(shape[long[0]]))
+        self._wild(node, Operation("input"), (), f"{target}: {reason}")
 
     def _classify(self, node: fx.Node, module: nn.Module | None, inputs: tuple[Step, ...]) -> Operation:
         if any(len(self.lists[step]) == 0 for step in inputs) or not inputs:
@@ -303,7 +361,7 @@ class _Builder:
             return False
         source, given, scattered = origin
         if source.wild:
-            self._wild(node, Operation("opaque"), (source,))
+            self._wild(node, Operation("opaque"), (source,), self.unsaid.get(source, ""))
             return True
         moved = moves.move(node, module, given, self.run.numbers)
         assert isinstance(moved, Tensor)

@@ -107,7 +107,7 @@ class Units:
 
 
 def pin_misfits(graph: Graph) -> None:
-    """Pins spaces that are pinned in part, and producers that share some of their units but not all in one
+    """Pins spaces that are pinned in part, and, by name, producers that share some of their units but not all in one
     order. A depthwise convolution that reads several spaces is cut with them, and no producer of either."""
     dense = [step for step in graph.producers() if step.operation.kind == "dense"]
     changed = True
@@ -118,6 +118,11 @@ def pin_misfits(graph: Graph) -> None:
             owners, units = owner[step.units], step.units
             others = [dense[other] for other in owners.unique().tolist() if other >= 0]
             misfit = len(units.unique()) < len(units) or any(not units.equal(other.units) for other in others)
+            made = torch.cat([units, *(other.units for other in others)])
+            if misfit and not bool(graph.pinned[made].any()):
+                graph.opaque += (
+                    f"{step.layer}: channels that meet others of its own, or of other layers in part",
+                )
             if misfit or bool(graph.pinned[units].any()):
                 for each in (step, *others):
                     graph.pinned[each.units] = True

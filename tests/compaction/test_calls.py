@@ -149,3 +149,90 @@ def test_a_view_that_was_taken_before_its_tensor_is_overwritten(copied: bool) ->
     result = check(network, halves(network), EXAMPLE)
     assert result.certificate.removed_units == (2 if copied else 0)
     assert result.pinned == (() if copied else ("sigmoid_: overwrites a tensor that is read again",))
+
+
+class Scale(nn.Module):
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(*shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class ScaledBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gamma = nn.Conv2d(8, 8, 1), nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gamma * self.conv(x).relu()
+
+
+class Buffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(1, 8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class Own(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class Multiplied(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)
+        product = first * second.sigmoid()
+        return torch.cat([product, product.relu()], 1)
+
+
+def tied() -> nn.Module:
+    blocks = ScaledBlock(), ScaledBlock()
+    blocks[1].gamma = blocks[0].gamma
+    return nn.Sequential(*blocks)
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (tied(), "layer.0.gamma: a parameter that is used more than once"),
+        (Scale(8, 1, 1), "layer.gamma: a parameter of Scale, a module of its own"),
+        (Scale(8, 8, 8), "layer.gamma: a parameter that is not one number per channel"),
+        (Buffer(), "layer.scale: a tensor that is no parameter"),
+        (Multiplied(), "conv: channels that meet others of its own, or of other layers in part"),
+        (nn.Sequential(nn.Flatten(2), nn.Conv1d(8, 8, 1), nn.Unflatten(2, (8, 8))), "layer.1: Conv1d"),
+    ],
+)
+def test_what_pins_a_layer_is_named(layer: nn.Module, named: str) -> None:
+    def code(m: nn.Module, x: Tensor) -> Tensor:
+        return m.fc(m.layer(m.conv(x)).relu().mean((2, 3)))
+
+    network = Coded(code, conv=nn.Conv2d(3, 8, 1), layer=layer, fc=nn.Linear(8, 3))
+    randomise(network)
+    assert find_sites(network, EXAMPLE) == []
+    assert check(network, SparsityPlan(), EXAMPLE).pinned == (named,)
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"), [(Own(3, 8, 1), "conv2d: conv2d"), (nn.Conv3d(2, 8, (3, 1, 1)), "0: Conv3d")]
+)
+def test_a_layer_that_reads_the_input_is_named(layer: nn.Module, named: str) -> None:
+    example = EXAMPLE if isinstance(layer, nn.Conv2d) else images(2, 2, 3, 8, 8)
+    network = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(512, 3))
+    assert find_sites(network, example) == []
+    assert [what[: len(named)] for what in check(network, SparsityPlan(), example).pinned] == [named]
+
+
+def test_what_pins_no_layer_more_is_not_named() -> None:
+    def code(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.conv((x - 1.0) / m.input_scale(x).sigmoid()).relu().mean((2, 3))
+        return m.fc(x)
+
+    network = Coded(code, conv=nn.Conv2d(3, 8, 1), input_scale=Scale(3, 1, 1), fc=nn.Linear(8, 3))
+    randomise(network)
+    assert "conv" in {site.name for site in find_sites(network, EXAMPLE)}
+    assert check(network, SparsityPlan(), EXAMPLE).pinned == ()
