@@ -369,7 +369,7 @@ class _Builder:
         rewrite = (
             None
             if places is None
-            else moves.rewriting(node, module, places, len(self.lists[source]), scattered)
+            else moves.rewriting(node, module, places, source.shape, source.axis, scattered)
         )
         if places is None or rewrite is None:
             self.pending[node] = source, moved, True

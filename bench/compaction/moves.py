@@ -134,22 +134,54 @@ def stated_sizes(node: fx.Node) -> list[Any]:
     return list(sizes) if isinstance(sizes, tuple | list) else []
 
 
+def _names_places(node: fx.Node, axis: int, dims: int) -> bool:
+    """Whether single places along an axis of the source, of so many dimensions, stand in the node itself, or in the
+    split that it takes a part of. Though all are taken in order, they are others when some of the channels go."""
+    if node.target in ("roll", torch.roll):
+        over: Any = node.kwargs.get("dims", node.args[2] if len(node.args) > 2 else ())
+        listed = over if isinstance(over, list | tuple) else [over]
+        return not listed or any(not isinstance(d, int) or d % dims == axis for d in listed)
+    if node.target is not operator.getitem:
+        return False
+    source, index = node.args
+    while isinstance(source, fx.Node) and source.target is operator.getitem:
+        source = source.args[0]
+    if isinstance(source, fx.Node) and source.target in ("split", torch.split):
+        along: Any = source.kwargs.get("dim", source.args[2] if len(source.args) > 2 else 0)
+        sizes = source.kwargs.get("split_size", source.args[1] if len(source.args) > 1 else None)
+        if isinstance(sizes, list | tuple) and (not isinstance(along, int) or along % dims == axis):
+            return True
+    taken = [each for each in (index if isinstance(index, tuple) else (index,)) if each is not None]
+    place = 0
+    for each in taken:
+        if place == axis and isinstance(each, list | tuple):
+            return True
+        place += dims - len(taken) + 1 if each is Ellipsis else 1
+    return False
+
+
 Rewrite = Literal["", "size", "select"]
 
 
 def rewriting(
-    node: fx.Node, module: nn.Module | None, places: Places, channels: int, scattered: bool
+    node: fx.Node,
+    module: nn.Module | None,
+    places: Places,
+    shape: tuple[int, ...],
+    axis: int,
+    scattered: bool,
 ) -> Rewrite | None:
-    """What becomes of a move when some of the `channels` of its source go: nothing, another size in the call, or a
-    `Select` in its place. None where it would be wrong without them and cannot be put right.
+    """What becomes of a move when some channels go, on `axis` of its source of this shape: nothing, another size in
+    the call, or a `Select` in its place. None where it would be wrong without them and cannot be put right.
 
     scattered: the channels were on several axes on the way.
     """
-    index = places.index
+    index, channels = places.index, shape[axis]
     repeats = torch.bincount(index[index >= 0], minlength=channels)
     whole = len(index) % channels == 0 and bool((repeats == len(index) // channels).all())
     in_order = len(index) > channels or torch.equal(index, torch.arange(channels))
     counts = isinstance(module, nn.ChannelShuffle | Select) or "channel_shuffle" in str(node.target)
+    counts = counts or _names_places(node, axis, len(shape))
     if not scattered and not counts and whole and in_order:
         return "size" if tells_size(node, places.axis) else ""
     return "select" if places.plain else None

@@ -68,6 +68,16 @@ MOVES: list[tuple[Callable[[Tensor], Tensor], int, str]] = [
     (lambda x: x.reshape(x.size(0), x.size(1), 64).reshape(x.size(0), -1, 8, 8), 8, "size"),
     (lambda x: F.pixel_shuffle(x, 2), 2, "pinned"),
     (lambda x: x.view(-1, 2, 4, 8, 8).sum(1), 4, "pinned"),
+    (lambda x: x[:, list(range(8))], 8, "select"),
+    (lambda x: x[..., [*range(8), *range(7, -1, -1)], :, :], 16, "select"),
+    (lambda x: x.permute(0, 2, 3, 1)[:, ::2, :, list(range(8))].permute(0, 3, 1, 2), 8, "pinned"),
+    (lambda x: x[:, :, [0, 3, 5]], 8, ""),
+    (lambda x: x.split([8], 1)[0], 8, "select"),
+    (lambda x: torch.split(x, [8], dim=1)[::1][0], 8, "select"),
+    (lambda x: x.split([3, 5], 2)[0], 8, ""),
+    (lambda x: x.split(8, 1)[0], 8, ""),
+    (lambda x: x.roll(8, 1), 8, "select"),
+    (lambda x: torch.roll(x, (3, 1), dims=(2, 3)), 8, ""),
 ]
 
 
