@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from bench.compaction.moves import stated_sizes
 from bench.compaction.own_layers import Select
 from bench.compaction.steps import Graph, Step
+from bench.compaction.tracing import trace
+from bench.errors import BadInput
 
 _COUNTING: set[Any] = {
     getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv,
@@ -22,8 +24,8 @@ _COUNTING: set[Any] = {
 
 
 def fitting_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> nn.Module:
-    """The graph's network, or, where units of a call that names their number or their places go, a `GraphModule` of
-    the same layers under the same paths. gone: steps that go with all who read them, out of concatenations."""
+    """The graph's network, or, where its code names the number or the places of units that go, a `GraphModule` of the
+    same layers under the same paths. gone: steps that go with all who read them, out of concatenations."""
     replaced = [step.node for step in graph.steps if step in gone and step.node is not None]
     changed = bool(replaced)
     graph.traced.owning_module = None  # the run on the example, which knows no layer of ours
@@ -42,11 +44,32 @@ def fitting_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> nn.Module:
             changed = True
     erase_unread(graph.traced, replaced)
     changed |= _hold_sizes(graph, keep)
-    if not changed:
+    if not changed and _still_calls(graph, keep):
         return graph.network
     erase_unread(graph.traced, [])
     graph.traced.lint()
     return fx.GraphModule(graph.network, graph.traced, type(graph.network).__name__)
+
+
+def _still_calls(graph: Graph, keep: Tensor) -> bool:
+    """Whether the code of the network, all of whose layers are cut, does what it did: it may have asked one how many
+    outputs it has."""
+    if all(bool(keep[step.units].all()) for step in graph.steps):
+        return True
+    try:
+        now = trace(graph.network)
+    except BadInput:
+        return False
+    erase_unread(now, [])
+    if len(now.nodes) != len(graph.traced.nodes):
+        return False
+    twins = dict(zip(graph.traced.nodes, now.nodes, strict=True))
+    return all(
+        then.op == node.op
+        and (then.target == node.target or str(node.target).startswith("_tensor_constant"))
+        and fx.node.map_arg((then.args, then.kwargs), lambda n: twins[n]) == (node.args, node.kwargs)
+        for then, node in twins.items()
+    )
 
 
 def _leave_out(step: Step, gone: Set[Step]) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_networks import check, images, off, parameters, plan_of, randomise, shapes
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bench.compaction import apply_architecture, compact, find_sites, masked_reference
 from methods.base import SparsityPlan
@@ -236,3 +236,32 @@ def test_what_pins_no_layer_more_is_not_named() -> None:
     randomise(network)
     assert "conv" in {site.name for site in find_sites(network, EXAMPLE)}
     assert check(network, SparsityPlan(), EXAMPLE).pinned == ()
+
+
+def normalised(m: nn.Module, x: Tensor) -> Tensor:
+    return m.fc(m.conv(x).relu().mean((2, 3)) / m.conv.out_channels)
+
+
+def asserting(m: nn.Module, x: Tensor) -> Tensor:
+    if m.conv.out_channels != 8:
+        raise ValueError("eight channels are needed")
+    return m.fc(m.conv(x).relu().mean((2, 3)))
+
+
+def constant(m: nn.Module, x: Tensor) -> Tensor:
+    return m.fc(m.conv(x).relu().mean((2, 3))) + torch.ones(3)
+
+
+@pytest.mark.parametrize(("code", "differs"), [(normalised, True), (asserting, True), (constant, False)])
+def test_code_that_asks_a_layer_for_its_width(
+    code: Callable[[nn.Module, Tensor], Tensor], differs: bool
+) -> None:
+    network = Coded(code, conv=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 3))
+    randomise(network)
+    result = check(network, halves(network), EXAMPLE)
+    assert result.certificate.removed_units == 4
+    assert isinstance(result.network, fx.GraphModule) == differs
+    assert isinstance(check(network, SparsityPlan(), EXAMPLE).network, Coded)
+    rebuilt = apply_architecture(network, result.architecture, EXAMPLE).eval()
+    rebuilt.load_state_dict(result.network.state_dict())
+    assert torch.equal(rebuilt(EXAMPLE), result.network(EXAMPLE))
