@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bench.compaction.moves import COPIES
-from bench.compaction.own_layers import Shift
+from bench.compaction.own_layers import Shift, layer_class
 from bench.networks import HeadProducts
 
 Kind = Literal[
@@ -207,7 +207,7 @@ def _on(given: Given, axis: int) -> bool:
 def _classify_module(
     node: fx.Node, module: nn.Module, inputs: Sequence[Given], shape: Sequence[int]
 ) -> Operation:
-    kind, given = type(module), inputs[0]
+    kind, given = layer_class(module), inputs[0]
     name, dims = kind.__name__, len(given.shape)
     if isinstance(module, HeadProducts) and len(inputs) == 3:
         fits = all(len(each.shape) == 3 and _on(each, 2) for each in inputs)

@@ -72,5 +72,19 @@ class Shift(nn.Module):
         return x + self.bias.reshape(-1, *[1] * (-self.axis - 1))
 
 
+_COMPUTES = {"forward", "_conv_forward", "__call__", "_call_impl", "__getattr__", "weight", "bias"}
+
+
+def layer_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module; of one derived from a linear layer or a convolution that computes nothing else, that."""
+    kind = type(module)
+    for base in (nn.Linear, nn.Conv2d):
+        if issubclass(kind, base) and not kind.__module__.startswith("torch."):
+            derived = kind.__mro__[: kind.__mro__.index(base)]
+            if all(_COMPUTES.isdisjoint(vars(each)) for each in derived):
+                return base
+    return kind
+
+
 OWN = (Select, Shift, HeadProducts)
 """HeadProducts: of networks, not of what compaction leaves; cut by heads."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bench.compaction.own_layers import OWN
+from bench.compaction.own_layers import OWN, layer_class
 from bench.errors import BadInput
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -26,7 +26,8 @@ def fitting(network: nn.Module, example: Tensor) -> Tensor:
 
 
 class _Tracer(fx.Tracer):
-    """Our own layers are leaves too. A network takes one tensor: what else it could be told has the default."""
+    """Our own layers are leaves too, and those that are but derived from layers of torch. A network takes one tensor:
+    what else it could be told has the default."""
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -41,7 +42,8 @@ class _Tracer(fx.Tracer):
         return function, args
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, OWN) or super().is_leaf_module(m, module_qualified_name)
+        is_own = isinstance(m, OWN) or layer_class(m) is not type(m)
+        return is_own or super().is_leaf_module(m, module_qualified_name)
 
 
 def _one_line(error: BaseException) -> str:

@@ -183,6 +183,17 @@ class Own(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias)
 
 
+class Named(nn.Conv2d):
+    """As its base in all but what it is given."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(3, channels, 1)
+
+
+class NamedLinear(nn.Linear):
+    pass
+
+
 class Multiplied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2, 1)
@@ -225,6 +236,18 @@ def test_a_layer_that_reads_the_input_is_named(layer: nn.Module, named: str) -> 
     network = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(512, 3))
     assert find_sites(network, example) == []
     assert [what[: len(named)] for what in check(network, SparsityPlan(), example).pinned] == [named]
+
+
+def test_layers_of_derived_classes() -> None:
+    network = nn.Sequential(
+        Named(8), nn.ReLU(), nn.Flatten(), NamedLinear(512, 6), nn.ReLU(), nn.Linear(6, 3)
+    )
+    randomise(network)
+    result = check(network, halves(network), EXAMPLE)
+    assert result.certificate.removed_units == 7
+    assert (type(result.network[0]), type(result.network[3])) == (Named, NamedLinear)  # type: ignore[index]
+    nn.utils.parametrizations.spectral_norm(network[0])
+    assert [site.name for site in find_sites(network, EXAMPLE)] == ["3"]
 
 
 def test_what_pins_no_layer_more_is_not_named() -> None:
