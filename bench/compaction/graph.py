@@ -245,7 +245,8 @@ class _Builder:
         if operation.kind == "opaque":
             sized = set().union(*(self.sources.get(n, set()) for n in sizes))
             named = self._pin(node, operation, dict.fromkeys((*inputs, *sized)))
-            self._wild(node, operation, inputs, "" if named else self._what(node, operation))
+            before = next((self.unsaid[step] for step in inputs if step in self.unsaid), None)
+            self._wild(node, operation, inputs, "" if named else before or self._what(node, operation))
             return
         inputs = tuple(self._as_on(step, axis) for step, axis in zip(inputs, operation.takes, strict=True))
         step = self._add(node, operation, inputs, self._units(operation, inputs, self.run.shapes[node]))

@@ -154,10 +154,10 @@ def test_a_view_that_was_taken_before_its_tensor_is_overwritten(copied: bool) ->
 class Scale(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.rand(*shape))
+        self.gamma, self.is_flat = nn.Parameter(torch.rand(*shape)), len(shape) == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+        return x * (self.gamma.view(1, -1, 1, 1) if self.is_flat else self.gamma)
 
 
 class ScaledBlock(nn.Module):
@@ -213,6 +213,7 @@ def tied() -> nn.Module:
         (tied(), "layer.0.gamma: a parameter that is used more than once"),
         (Scale(8, 1, 1), "layer.gamma: a parameter of Scale, a module of its own"),
         (Scale(8, 8, 8), "layer.gamma: a parameter that is not one number per channel"),
+        (Scale(8), "layer.gamma: a parameter of Scale, a module of its own"),
         (Buffer(), "layer.scale: a tensor that is no parameter"),
         (Multiplied(), "conv: channels that meet others of its own, or of other layers in part"),
         (nn.Sequential(nn.Flatten(2), nn.Conv1d(8, 8, 1), nn.Unflatten(2, (8, 8))), "layer.1: Conv1d"),
