@@ -169,6 +169,9 @@ class ScaledBlock(nn.Module):
         return x + self.gamma * self.conv(x).relu()
 
 
+NORM = nn.BatchNorm2d(8, affine=False)
+
+
 class Buffer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -214,6 +217,7 @@ def tied() -> nn.Module:
         (Scale(8, 1, 1), "layer.gamma: a parameter of Scale, a module of its own"),
         (Scale(8, 8, 8), "layer.gamma: a parameter that is not one number per channel"),
         (Scale(8), "layer.gamma: a parameter of Scale, a module of its own"),
+        (nn.Sequential(NORM, nn.ReLU(), NORM), "layer.0: BatchNorm2d used more than once"),
         (Buffer(), "layer.scale: a tensor that is no parameter"),
         (Multiplied(), "conv: channels that meet others of its own, or of other layers in part"),
         (nn.Sequential(nn.Flatten(2), nn.Conv1d(8, 8, 1), nn.Unflatten(2, (8, 8))), "layer.1: Conv1d"),
