@@ -104,6 +104,9 @@ class _Builder:
                 self._tensor(node)
             else:
                 self._other(node)
+        for node, (source, _, _) in self.pending.items():
+            if not node.users and node not in self.steps:  # the call stays in the code
+                self._pin(node, operations.opaque("channels on more than one axis, not read"), (source,))
         roots = self.units.roots()
         for step in self.order_made:
             step.units = roots[self.lists[step]]

@@ -11,6 +11,7 @@ from small_networks import check, images, off, parameters, plan_of, randomise, s
 from torch import Tensor, fx, nn
 
 from bench.compaction import apply_architecture, compact, find_sites, masked_reference
+from bench.networks import HeadProducts
 from methods.base import SparsityPlan
 
 EXAMPLE = images(2, 3, 8, 8)
@@ -293,3 +294,27 @@ def test_code_that_asks_a_layer_for_its_width(
     rebuilt = apply_architecture(network, result.architecture, EXAMPLE).eval()
     rebuilt.load_state_dict(result.network.state_dict())
     assert torch.equal(rebuilt(EXAMPLE), result.network(EXAMPLE))
+
+
+def test_pieces_that_nobody_reads() -> None:
+    def code(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.conv(x).relu()
+        x.view(-1, 2, 4, 64).transpose(1, 2)
+        return m.fc(x.mean((2, 3)))
+
+    network = Coded(code, conv=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 3))
+    randomise(network)
+    named = "transpose: channels on more than one axis, not read"
+    assert check(network, halves(network), EXAMPLE).pinned == (named,)
+
+
+def test_attention_whose_heads_are_used_twice() -> None:
+    def code(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.conv(x).flatten(2).transpose(1, 2)
+        return m.fc(m.heads(m.q2(x), m.k2(x), m.heads(m.q1(x), m.k1(x), m.v1(x))).mean(1))
+
+    linear = {name: nn.Linear(8, 8) for name in ("q1", "k1", "v1", "q2", "k2")}
+    heads = HeadProducts(2, 0.5)
+    network = Coded(code, conv=nn.Conv2d(3, 8, 1), heads=heads, **linear, fc=nn.Linear(8, 3))
+    randomise(network)
+    assert "heads: HeadProducts used more than once" in check(network, halves(network), EXAMPLE).pinned
