@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -44,6 +46,23 @@ def outline(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Mo
         return _made(name, input_shape, classes)
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is that of a user's own network, `package.module:factory`."""
+    return ":" in name and not name.startswith(PREFIX)
+
+
+def own_digest(name: str, network: nn.Module) -> str:
+    """Of a user's own network: of its layers and shapes, and of the file that its factory is imported from. One that
+    was edited is another network."""
+    layers = [(path, type(module).__qualname__) for path, module in network.named_modules()]
+    shapes = [(key, tuple(value.shape)) for key, value in network.state_dict().items()]
+    digest = hashlib.sha256(str([layers, shapes]).encode())
+    file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+    if file is not None:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def _made(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     factory = _factory(name)
     try:
@@ -64,7 +83,7 @@ def _made(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
 def _factory(name: str) -> Factory:
     if name.startswith(PREFIX):
         return functools.partial(build_model, name)
-    if ":" in name:
+    if is_own(name):
         return _imported(name)
     if name not in _factories():
         raise BadInput(

@@ -51,7 +51,8 @@ class Workload(Part):
     """What is trained, apart from the method. recipe: the resolved training settings, `epochs` among them. start: None
     for the network's own initialisation, or the weights that its name asks for. streams: whether methods may remove
     units of residual streams and concatenations too. round_to: what the number of units of a compact network's sites is
-    a multiple of, where some went."""
+    a multiple of, where some went. network_digest: of one of the user's own, which is told by what it is and not by its
+    name alone; empty for those of the suite and of torchvision."""
 
     dataset: str
     dataset_fingerprint: str
@@ -61,11 +62,14 @@ class Workload(Part):
     streams: bool = False
     round_to: int = 1
     cpu: Cpu = Cpu()
+    network_digest: str = ""
 
     def beside_recipe(self) -> dict[str, Any]:
-        """What of `start`, `streams`, `round_to` and `cpu` is not as usual, for ids and tables; where a file lies does
-        not matter."""
+        """What of `start`, `streams`, `round_to`, `cpu` and the network is not as usual, for ids and tables; where a
+        file lies does not matter."""
         said: dict[str, Any] = {}
+        if self.network_digest:
+            said["network_digest"] = self.network_digest
         if self.start is not None:
             said["start"] = self.start.sha256
         if self.streams:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +144,24 @@ def test_an_unknown_operation_is_named_in_the_plan(capsys: pytest.CaptureFixture
     assert [site.name for site in find_sites(network, torch.zeros(1, 1, 8, 8))] == ["fc2"]
     assert main(["plan", "mine.toml"]) == 0
     assert "stays  channels of user_nets:summing at cumsum: cumsum" in capsys.readouterr().out
+
+
+def test_an_edited_network_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what it computes, not in its layers."""
+    write(Path("mine.toml"), suite("user_nets:residual"))
+
+    def ids(text: str) -> list[str]:
+        monkeypatch.delitem(sys.modules, "user_nets", raising=False)
+        (tmp_path / "user_nets.py").write_text(text)
+        importlib.invalidate_caches()
+        return [cell.train_id for cell in make_plan(suites.load("mine.toml"), Filters(), None).cells]
+
+    first, edited = ids(OWN), ids(OWN.replace("x + self.branch(x)", "x - self.branch(x)"))
+    assert not set(first) & set(edited)
+    assert ids(OWN) == first
+    small = networks.build("mlp-300-100", (1, 8, 8), 10)
+    wide = networks.build("mlp-500-300", (1, 8, 8), 10)
+    assert networks.own_digest("user_nets:a", small) != networks.own_digest("user_nets:a", wide)
 
 
 def test_a_checkpoint_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
