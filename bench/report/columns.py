@@ -62,6 +62,19 @@ def _layers(row: Mapping[Any, Any]) -> str:
     )
 
 
+def unstable(speedup: str) -> str:
+    """The column that says whether some measurement behind this column of speedups is unstable."""
+    return speedup.replace("speedup", "latency_unstable")
+
+
+def _speedup(key: str) -> Callable[[Mapping[Any, Any]], str]:
+    def show(row: Mapping[Any, Any]) -> str:
+        text = ratio(row[key])
+        return f"~{text}" if text != NONE and row[unstable(key)] else text
+
+    return show
+
+
 COLUMNS: tuple[Column, ...] = (
     Column("label", "method", "The method, as the suite calls this entry.", lambda row: str(row["label"])),
     Column(
@@ -164,15 +177,16 @@ COLUMNS: tuple[Column, ...] = (
         "speedup",
         "faster",
         "Measured: median latency of the dense network over that of the compact one, interleaved in one "
-        "process on the named device, at batch size N; median over seeds.",
-        lambda row: ratio(row["speedup"]),
+        "process on the named device, at batch size N; median over seeds. `~` marks it where the times of some seed "
+        "spread too widely to be quoted.",
+        _speedup("speedup"),
     ),
     Column(
         "speedup_gather_b1",
         "faster, batch 1, closed units skipped",
         "Of dynamic gates: measured as the others, of the network that gathers the units which its image opens and "
         "computes with these alone. The other times are those of the static network, without its gates.",
-        lambda row: ratio(row["speedup_gather_b1"]),
+        _speedup("speedup_gather_b1"),
     ),
     Column(
         "budget",
@@ -221,7 +235,7 @@ def shown_columns(table: pandas.DataFrame) -> list[Column]:
         if column.key == "speedup":
             for batch in sorted({*measured[:1], *measured[-1:]}):
                 key = f"speedup_b{batch}"
-                columns.append(Column(key, f"faster, batch {batch}", column.meaning, _show_ratio(key)))
+                columns.append(Column(key, f"faster, batch {batch}", column.meaning, _speedup(key)))
             continue
         if column.key in (*_WHERE_ROWS_DIFFER, *_WHERE_THERE_IS_ONE):
             texts = {column.show(row) for row in rows} - {NONE}
@@ -229,7 +243,3 @@ def shown_columns(table: pandas.DataFrame) -> list[Column]:
                 continue
         columns.append(column)
     return columns
-
-
-def _show_ratio(key: str) -> Callable[[Mapping[Any, Any]], str]:
-    return lambda row: ratio(row[key])

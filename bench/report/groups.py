@@ -24,8 +24,9 @@ def distinct_labels(frame: pandas.DataFrame) -> pandas.DataFrame:
     """A copy of a point frame in which a label of a network names one method, config, recipe, data and
     protocol.
 
-    Where one label stands for several, what tells them apart is appended (`magnitude [epochs=20]`): numbers
-    of two protocols or budgets never share a row. The controls of one point of each seed do.
+    Where one label stands for several, what tells them apart is appended (`magnitude [epochs=20]`), and nothing to the
+    one that has none of these settings: numbers of two protocols or budgets never share a row. The controls of one
+    point of each seed do.
     """
     frame = frame.copy()
     for name in {*QUESTION, *_VARIANT} & set(frame.columns):
@@ -42,7 +43,7 @@ def distinct_labels(frame: pandas.DataFrame) -> pandas.DataFrame:
         for one, row in zip(settings, variants.itertuples(index=False), strict=True):
             same = (group[_VARIANT] == list(row)).all(axis=1)
             told = ", ".join(f"{name}={one[name]}" for name in differing if name in one)
-            frame.loc[group.index[same], "label"] = group["label"].iloc[0] + f" [{told}]"
+            frame.loc[group.index[same], "label"] = group["label"].iloc[0] + (f" [{told}]" if told else "")
     return frame.sort_values([*QUESTION, "strength", "seed"], kind="stable", ignore_index=True)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.records.files import write_atomically
 from bench.records.frame import RATIOS
-from bench.report.columns import batches, shown_columns
+from bench.report.columns import batches, shown_columns, unstable
 from bench.report.groups import QUESTION, WORKLOAD, distinct_labels
 from bench.report.sidecar import write_sidecar
 from bench.statistics.intervals import paired_difference, t_interval
@@ -23,8 +23,8 @@ def leaderboard(frame: pandas.DataFrame) -> pandas.DataFrame:
 
     Rows are sorted by data set and network; the dense network comes first, then methods by label and
     strength. Accuracies are fractions; `*_half_width` is half a 95 % interval, NaN for a single seed.
-    `speedup_b<N>` is the median over seeds of the measured speedup at batch size N. `bench.report.columns`
-    says what every column means.
+    `speedup_b<N>` is the median over seeds of the measured speedup at batch size N, and `latency_unstable_b<N>` says
+    whether some seed's measurement is unstable. `bench.report.columns` says what every column means.
     """
     import pandas
 
@@ -36,8 +36,10 @@ def leaderboard(frame: pandas.DataFrame) -> pandas.DataFrame:
     ]
     rows.sort(key=lambda row: (row["dataset"], row["network"], row["method"] != "dense", row["label"]))
     speedups = [f"speedup_b{batch}" for batch in batches(frame.columns)]
+    flags = [unstable(name) for name in speedups]
     types = {name: "Int64" for name in ("seeds", "failed", "delta_pairs", "protocol_version")}
-    board = pandas.DataFrame(rows, columns=[*_NAMES, *speedups, "latency_device", *_DYNAMIC])
+    types |= dict.fromkeys((*flags, unstable("speedup_gather_b1")), "boolean")
+    board = pandas.DataFrame(rows, columns=[*_NAMES, *speedups, *flags, "latency_device", *_DYNAMIC])
     return board.astype(types)
 
 
@@ -82,8 +84,8 @@ _MEANS = (
     "expected_macs",
     "gate_operations",
 )
-_DYNAMIC = ["expected_macs", "gate_operations", "speedup_gather_b1"]
-"""Of networks with input gates, means and a median."""
+_DYNAMIC = ["expected_macs", "gate_operations", "speedup_gather_b1", unstable("speedup_gather_b1")]
+"""Of networks with input gates, means, a median and whether that is unstable."""
 
 
 def _row(
@@ -121,6 +123,8 @@ def _row(
         row[f"{name}_ratio"] = _mean(done[reference_column]) / means[name] if means[name] else float("inf")
     for name in (*(f"speedup_b{batch}" for batch in batches(group.columns)), "speedup_gather_b1"):
         row[name] = float(done[name].median())
+        flags = done[unstable(name)].dropna()
+        row[unstable(name)] = bool(flags.any()) if len(flags) else None
     return row
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pandas
 
 from bench.records.files import write_atomically
+from bench.records.frame import RATIOS
 from bench.report.columns import NONE, number
 from bench.report.groups import QUESTION, distinct_labels
 from bench.report.leaderboard import means_by_site
 from bench.report.sidecar import write_sidecar
-from bench.statistics.intervals import t_interval
+from bench.statistics.intervals import Interval, ratio_of_means, t_interval
 from bench.suite import Published, Suite, load, matching_workloads, shipped
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def published_table(frame: pandas.DataFrame, suite: Suite) -> pandas.DataFrame:
     """One row per published entry of `suite` and operating point that it is about, of a point frame.
 
     `<name>_published`, `<name>`, `<name>_half_width` (half the 95 % t-interval over the seeds of the row) and
-    `<name>_difference`, ours less theirs, in the units of the suite file. A figure whose points have not been run has
-    a row without ours. Only rows of the suite's own name count: other suites have other budgets.
+    `<name>_difference`, ours less theirs, in the units of the suite file; a ratio is that of means, as in the
+    leaderboard. A figure whose points have not been run has a row without ours. Only rows of the suite's own name
+    count: other suites have other budgets.
     """
     frame = frame[frame["suite"] == suite.name]
     frame = distinct_labels(frame.assign(entry=frame["label"].astype("object")))
@@ -77,12 +79,19 @@ def _row(at: dict[str, Any], group: pandas.DataFrame, suite: Suite, published: P
     done = group[group["status"] == "done"].assign(test_error=lambda rows: 1 - rows["test_accuracy"])
     row = {"suite": suite.name, **at, "seeds": len(done)}
     for key in _NUMBERS:
-        interval, theirs = t_interval(done[key].astype("float64")), getattr(published, key)
+        interval, theirs = _interval(done, key), getattr(published, key)
         row |= {f"{key}_published": theirs, key: interval.mean, f"{key}_half_width": interval.half_width}
         row[f"{key}_difference"] = None if theirs is None else interval.mean - theirs
     for key in _SITES:
         row |= _by_site(key, means_by_site(done[key]), getattr(published, key))
     return row | {"provenance": published.provenance, "source": published.source, "note": published.note}
+
+
+def _interval(done: pandas.DataFrame, key: str) -> Interval:
+    name = key.removesuffix("_ratio")
+    if name in RATIOS:
+        return ratio_of_means(done[RATIOS[name]].astype("float64"), done[name].astype("float64"))
+    return t_interval(done[key].astype("float64"))
 
 
 def _by_site(key: str, ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, str | None]:

@@ -32,6 +32,26 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, quantile * statistics.stdev(finite, mean) / math.sqrt(n), n)
 
 
+def ratio_of_means(
+    numerators: Iterable[float], denominators: Iterable[float], confidence: float = 0.95
+) -> Interval:
+    """The mean of the numerators over that of the denominators, which are paired, with the t interval of what each pair
+    adds to it (to first order)."""
+    pairs = [
+        (float(over), float(under))
+        for over, under in zip(numerators, denominators, strict=True)
+        if not math.isnan(over) and not math.isnan(under)
+    ]
+    over, under = (
+        t_interval(side, confidence).mean for side in (zip(*pairs, strict=True) if pairs else ((), ()))
+    )
+    if under == 0:
+        return Interval(math.inf, math.nan, len(pairs))
+    ratio = over / under
+    spread = t_interval(((one - ratio * other) / under for one, other in pairs), confidence)
+    return Interval(ratio, spread.half_width, len(pairs))
+
+
 def paired_difference(
     values: Mapping[int, float], reference: Mapping[int, float], confidence: float = 0.95
 ) -> Interval:

@@ -48,6 +48,40 @@ def test_a_row_says_what_its_seeds_say(frame_of: Frames) -> None:
     assert math.isnan(board.loc["dense", "delta"])
 
 
+def test_a_speedup_with_an_unstable_measurement_behind_it_is_marked(frame_of: Frames, tmp_path: Path) -> None:
+    """In the column of its batch size alone, whichever seed it is."""
+    records = three_seeds("dense", [0.9], 0.0) + three_seeds("magnitude", [0.9, 0.9, 0.9])
+    steady, wide = latency_part(1, 1.0, 2.0), latency_part(256, 1.0, 3.0)
+    for seed, point in enumerate(records[1::2]):
+        last = wide.model_copy(update={"unstable": seed == 2})
+        records.append(measure_record(point, latency=[steady, last]))
+    frame = frame_of([*records, *three_seeds("random", [0.9])])
+    paths = write_leaderboard(frame, tmp_path)
+    ends = {
+        row.split("|")[1].strip(): row.split("|")[-5:-3]
+        for row in paths["md"].read_text().splitlines()
+        if row.startswith("|")
+    }
+    assert ends["dense"] == [" 2.00× ", " 3.00× "]
+    assert ends["magnitude"] == [" 2.00× ", " ~3.00× "]
+    assert ends["random"] == [" — ", " — "]
+    out = io.StringIO()
+    print_leaderboard(leaderboard(frame), Console(file=out, width=180))
+    assert out.getvalue().count("~") == out.getvalue().count("~3.00×") == 1
+    board = pandas.read_csv(paths["csv"]).set_index("label")["latency_unstable_b256"]
+    assert (bool(board["dense"]), bool(board["magnitude"])) == (False, True)
+    assert pandas.isna(board["random"])
+    assert "`~`" in meanings([leaderboard(frame)])
+
+
+def test_the_time_of_gathering_is_marked_too(frame_of: Frames) -> None:
+    (train, point) = three_seeds("magnitude", [0.9])
+    parts = [latency_part(1, 1.0, 2.0), latency_part(1, 4.0, 2.0, engine="gather")]
+    parts[1] = parts[1].model_copy(update={"unstable": True})
+    text = to_markdown(leaderboard(frame_of([train, point, measure_record(point, latency=parts)])))
+    assert "| 2.00× | ~0.50× |" in text
+
+
 def test_what_closed_units_save_has_columns_where_there_are_gates(frame_of: Frames) -> None:
     """The time of gathering, slower than dense here, stands beside that of the static network."""
     cost = DynamicCost(expected_macs=1200.5, gate_operations=34, gate_parameters=30)
@@ -122,6 +156,15 @@ def test_a_label_that_names_two_configurations_is_told_apart(frame_of: Frames) -
         train = train_record("magnitude", norm=norm)
         records += [train, point_record(train, 0.5)]
     assert leaderboard(frame_of(records))["label"].tolist() == ["magnitude [norm=1]", "magnitude [norm=2]"]
+
+
+def test_the_usual_of_two_variants_keeps_its_label(frame_of: Frames) -> None:
+    usual = three_seeds("dense", [0.9], 0.0)
+    train = train_record("dense", seed=1)
+    train = train.model_copy(update={"workload": train.workload.model_copy(update={"round_to": 4})})
+    point = point_record(train, 0.0, 0.9, 1.0)
+    board = leaderboard(frame_of([*usual, train, point]))
+    assert board["label"].tolist() == ["dense", "dense [round_to=4]"]
 
 
 def controls_of(label: str, key: str, shapes: list[dict[str, float]], epochs: int = 4) -> list:
@@ -261,7 +304,9 @@ def test_every_column_has_a_meaning(frame_of: Frames) -> None:
     plain = leaderboard(frame_of(records))
     frame = frame_of(suite_records(networks=["lenet5"], seeds=[0]))
     measured = leaderboard(frame[frame["network"] == "lenet5"])
-    gated = measured.assign(expected_macs=1.0, gate_operations=1.0, speedup_gather_b1=1.0)
+    gated = measured.assign(
+        expected_macs=1.0, gate_operations=1.0, speedup_gather_b1=1.0, latency_unstable_gather_b1=False
+    )
     text = meanings([plain, gated])
     for column in COLUMNS:
         assert column.header in text

@@ -15,6 +15,7 @@ from bench.cli import main
 from bench.records.files import AnyRecord
 from bench.records.schema import Failure
 from bench.records.store import Store
+from bench.report.leaderboard import leaderboard
 from bench.report.published import published_table, suites_of, to_markdown, write_published
 
 Frames = Callable[..., pandas.DataFrame]
@@ -95,6 +96,23 @@ def test_a_row_says_theirs_ours_and_the_difference(frame_of: Frames, load: Calla
     assert (row["units"], row["units_difference"]) == ("16-32", "−2, +2")
     assert (absent["seeds"], absent["test_error_published"]) == (0, 0.02)
     assert pandas.isna(absent["test_error"])
+
+
+def test_fewer_macs_is_what_the_leaderboard_says(frame_of: Frames, load: Callable) -> None:
+    """The ratio of means, 2 / 1.5, and not the mean of 1 and 2."""
+    made: list[AnyRecord] = []
+    for seed, macs in enumerate((100, 200)):
+        point = point_record(train := train_record(seed=seed, suite="paper"), 0.5)
+        assert point.cost is not None
+        assert point.dense_cost is not None
+        costs = {
+            "cost": point.cost.model_copy(update={"macs": macs}),
+            "dense_cost": point.dense_cost.model_copy(update={"macs": 200}),
+        }
+        made += [train, point.model_copy(update=costs)]
+    frame = frame_of(made)
+    (row,) = published_table(frame, load(NONE_FOUND)).to_dict("records")
+    assert row["macs_ratio"] == leaderboard(frame)["macs_ratio"][0] == pytest.approx(4 / 3)
 
 
 def test_markdown(frame_of: Frames, load: Callable) -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy import stats
 
-from bench.statistics.intervals import paired_difference, t_interval
+from bench.statistics.intervals import paired_difference, ratio_of_means, t_interval
 
 
 def test_three_seeds_by_hand() -> None:
@@ -45,3 +45,23 @@ def test_pairing_takes_out_what_the_seeds_share() -> None:
 
 def test_no_seed_in_common() -> None:
     assert paired_difference({0: 1.0}, {1: 1.0}).n == 0
+
+
+def test_a_ratio_of_means_by_hand() -> None:
+    """12 / 8; the pairs add (12 - 1.5 · 6) / 8 = 0.375 and as much less, of standard deviation 0.5303; t(0.975, 1) =
+    12.7062."""
+    interval = ratio_of_means([12, 12, math.nan], [6, 10, 1])
+    assert interval.mean == 1.5
+    assert interval.half_width == pytest.approx(12.7062 * 0.5303301 / math.sqrt(2), rel=1e-5)
+    assert interval.n == 2
+
+
+def test_over_one_and_the_same_it_is_the_interval_of_the_mean() -> None:
+    assert ratio_of_means([1.0, 2.0, 3.0], [4.0] * 3) == pytest.approx(t_interval([0.25, 0.5, 0.75]))
+
+
+def test_a_ratio_without_spread_or_over_nothing() -> None:
+    assert ratio_of_means([3.0], [2.0])[::2] == (1.5, 1)
+    assert math.isnan(ratio_of_means([3.0], [2.0]).half_width)
+    assert math.isnan(ratio_of_means([], []).mean)
+    assert math.isinf(ratio_of_means([3.0], [0.0]).mean)
