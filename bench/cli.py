@@ -22,7 +22,7 @@ PIPE_WIDTH = 160
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code (0 done, 2 bad input, 3 some cells failed)."""
+    """Run a command; the exit code (0 done, 2 bad input, 3 some cells failed, 130 interrupted)."""
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench",
         description="Compare sparsification methods: what they keep, and what the network that is left really costs.",
-        epilog="exit codes: 0 all done, 2 bad input, 3 some cells failed",
+        epilog="exit codes: 0 all done, 2 bad input, 3 some cells failed, 130 interrupted",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 

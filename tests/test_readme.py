@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import bench
 from bench.cli import main
@@ -57,6 +59,16 @@ def test_bad_markers_are_refused(tmp_path: Path, text: str) -> None:
         update_readme(readme, bench.read_results(PUBLISHED), tmp_path)
 
 
+def test_the_snippet_of_compaction_runs() -> None:
+    text = README.read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(import torch\n\nfrom bench\.compaction.*?)```", text, re.DOTALL)
+    assert snippet is not None
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    names = {"network": network, "example": torch.zeros(1, 1, 4, 4)}
+    exec(snippet[1], names)
+    assert names["small"].network[0].out_channels == 2  # type: ignore[attr-defined]
+
+
 def test_the_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,13 +77,14 @@ def test_the_example_runs(
     example = re.search(r"<!-- example: my_method\.py -->\n```python\n(.*?)```", text, re.DOTALL)
     assert example is not None
     (tmp_path / "my_method.py").write_text(example[1], encoding="utf-8")
-    command = next(line for line in text.splitlines() if "a first look" in line).partition("#")[0].split()
-    assert command[:2] == ["bench", "run"]
+    first_look = re.search(r"# a first look.*\n(bench run .*)", text)
+    assert first_look is not None
+    command = first_look[1].split()
     monkeypatch.chdir(tmp_path)
     assert main(command[1:]) == 0
     printed = capsys.readouterr().out
     assert "smallest-l1" in printed
-    frame = bench.read_results(tmp_path / "results" / "runs" / "digits")
+    frame = bench.read_results(tmp_path / "results" / "first-look")
     mine = frame[frame["method"] == "smallest-l1"].set_index("strength")
     assert sorted(mine.index) == [0.25, 0.5, 0.75]
     assert mine["certificate"].all()

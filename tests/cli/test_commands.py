@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy_and_tells_the_exit_codes() -> None:
     root = Path(bench.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.endswith("[]\n")
-    assert "0 all done, 2 bad input, 3 some cells failed" in done.stdout
+    assert "0 all done, 2 bad input, 3 some cells failed, 130 interrupted" in done.stdout
     for command in ("run", "plan", "measure", "verify", "report", "figures", "push", "status", "new-method"):
         assert f"\n    {command}" in done.stdout
 
