@@ -100,7 +100,7 @@ def _run(
             measures=measures,
         ),
     )
-    return _close(failed, console)
+    return _close(failed, options.results, console)
 
 
 def plan_elsewhere(suite: suites.Suite, filters: Filters, options: RunOptions) -> Plan:
@@ -161,16 +161,18 @@ def _already_done(suite: suites.Suite, store: Store, request: str, console: Cons
         markup=False,
         soft_wrap=True,
     )
-    return _close(failed, console)
+    return _close(failed, store.root, console)
 
 
-def _close(failed: int, console: Console) -> int:
+def _close(failed: int, results: Path, console: Console) -> int:
     if not failed:
         return EXIT_DONE
     console.print(
-        f"failures: {failed}; the leaderboard shows them, --retry-failed tries them again",
+        f"failures: {failed}; the leaderboard shows them, `bench status --results {results}` says why, "
+        "--retry-failed tries them again",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     return EXIT_SOME_FAILED
 
@@ -206,7 +208,15 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
             run = CellRun(task.cell, options.results, options.data_root, device, lambda fraction, doing: None)
             run.record_lost(kind, reason)
 
-    with Display(f"{plan.suite.name}: training", jobs, console) as display:
+    def why(job: Job[Any]) -> str:
+        """That of the training, else of its first operating point without a result. A shared pretraining has no
+        record: the cells that need it say why."""
+        if not isinstance(job.task, CellTask):
+            return ""
+        points = (store.reason("point", point) for _, point in job.task.cell.points)
+        return store.reason("train", job.key) or next(filter(None, points), "")
+
+    with Display(f"{plan.suite.name}: training", jobs, console, why) as display:
         workers = processes(plan.device, options.jobs, plan.reads_files)
         threads = threads_each(plan.device, workers)
         with side_by_side(plan.device, min(workers, len(jobs))) as shared_gpu:

@@ -52,7 +52,10 @@ def measure_all(
         failure = Failure(kind=kind, reason=reason)
         record_lost(task.point_id, task.results, torch.device(device), preset, failure)
 
+    def why(job: Job[MeasureTask]) -> str:
+        return Store(job.task.results).reason("measure", job.key)
+
     if jobs:
-        with Display(title, jobs, console) as display:
+        with Display(title, jobs, console, why) as display:
             run_jobs(jobs, 1, display, on_lost=on_lost)
     return len(jobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,17 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Watches the pool. A context manager; `title` names what runs, `jobs` is all of it."""
+    """Watches the pool. A context manager; `title` names what runs, `jobs` is all of it. why: the reason of a job that
+    failed, where the pool itself knows none: its record has it."""
 
-    def __init__(self, title: str, jobs: list[Job[Any]], console: Console) -> None:
-        self.console, self.title = console, title
+    def __init__(
+        self,
+        title: str,
+        jobs: list[Job[Any]],
+        console: Console,
+        why: Callable[[Job[Any]], str] = lambda job: "",
+    ) -> None:
+        self.console, self.title, self.why = console, title, why
         self.total = sum(job.weight for job in jobs) or 1.0
         self.count, self.done_jobs, self.failures = len(jobs), 0, 0
         self.done_weight = 0.0
@@ -66,14 +74,17 @@ class Display:
         self.done_weight += job.weight
         self.done_jobs += 1
         self.failures += not ok
+        told = job.title
+        if not ok and (reason := reason or self.why(job)):
+            told = f"{job.title}: {' '.join(reason.split())}"
         if self.live is not None:
             self.live.remove_task(self.bars.pop(job.key))
             if not ok:
-                self.live.console.print(f"failed: {job.title} {reason}", highlight=False, markup=False)
+                self.live.console.print(f"failed: {told}", highlight=False, markup=False, soft_wrap=True)
             self._show_overall()
         else:
             word = "done  " if ok else "FAILED"
-            line = f"[{self.done_jobs:>{len(str(self.count))}}/{self.count}] {word} {job.title} {reason}".rstrip()
+            line = f"[{self.done_jobs:>{len(str(self.count))}}/{self.count}] {word} {told}"
             self.console.print(f"{line} · {self._time_left()}", highlight=False, markup=False, soft_wrap=True)
 
     def _show_overall(self) -> None:

@@ -51,6 +51,11 @@ class Store:
         record = self.read(stage, id)
         return None if record is None else record.status
 
+    def reason(self, stage: Stage, id: str) -> str:
+        """`kind: reason` of a failed record, else nothing."""
+        record = self.read(stage, id)
+        return f"{record.failure.kind}: {record.failure.reason}" if record and record.failure else ""
+
     def write(self, record: AnyRecord) -> Path:
         """Write, or replace the record of the same id. On return it is on the disk."""
         path = self.path(record.kind, record.id)

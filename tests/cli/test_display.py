@@ -51,7 +51,7 @@ def test_a_terminal_gets_a_live_display() -> None:
     text = b"".join(pieces).decode()
     assert "\x1b[" in text
     assert "2/2" in text
-    assert "failed: cell b exit code 7" in text
+    assert "failed: cell b: exit code 7" in text
     assert "1 failed" in text
     assert "[1/2] done" not in text
 
@@ -64,6 +64,20 @@ def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
         lines = pipe.read().splitlines()
     assert lines[0] == "suite: 2 to do"
     assert lines[1].startswith("[1/2] done   cell a · about")
-    assert lines[2].startswith("[2/2] FAILED cell b exit code 7 · took")
+    assert lines[2].startswith("[2/2] FAILED cell b: exit code 7 · took")
     assert len(lines) == 3
     assert "\x1b" not in "".join(lines)
+
+
+def test_a_reason_that_only_the_record_has(tmp_path: Path) -> None:
+    job = Job("a", Nothing(), "cell a", 1.0)
+    path = tmp_path / "told"
+    with (
+        path.open("w") as file,
+        Display(
+            "suite", [job], Console(file=file, width=40), lambda job: f"error: {job.key}\ntwice"
+        ) as display,
+    ):
+        display.started(job)
+        display.ended(job, False, "")
+    assert path.read_text().splitlines()[1].startswith("[1/1] FAILED cell a: error: a twice · took")

@@ -102,7 +102,7 @@ def test_a_second_start_says_so_and_tries_nothing(
     assert run(folder, ALL, "--timeout", "2") == 3
     out = capsys.readouterr().out
     assert f"{len(REASONS)} records are failures" in out
-    assert "--retry-failed" in out
+    assert f"`bench status --results {folder / 'r'}` says why, --retry-failed" in out
     assert points(folder) == before
 
 
@@ -113,11 +113,15 @@ def test_status_gives_the_reasons(folder: Path, first: int, capsys: pytest.Captu
         assert re.search(rf"point .*: {kind}: .*{re.escape(reason)}", out), out
 
 
-def test_on_request_they_are_tried_again(folder: Path, first: int, plan_here: None) -> None:
+def test_on_request_they_are_tried_again(
+    folder: Path, first: int, plan_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The one whose reason is gone is done now; the network that diverges does so again. (Last: it changes things.)"""
     (folder / "flag").unlink()
     before = points(folder)
     assert run(folder, ("raises",), "--retry-failed") == 3
+    out = capsys.readouterr().out
+    assert re.search(r"FAILED mlp-500-300 · dense · seed 0: diverged: the training loss of epoch 1", out), out
     after = points(folder)
     assert after["mlp-300-100", "raises"]["status"] == "done"
     assert after["mlp-500-300", "dense"]["failure"]["kind"] == "diverged"
