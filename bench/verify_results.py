@@ -12,6 +12,7 @@ import methods
 from bench import data
 from bench.cells import Cell
 from bench.compaction import find_sites, load_archive
+from bench.compaction.archive import ARCHITECTURE
 from bench.compaction.verify import FLOAT32_BOUND, difference
 from bench.data.batches import Normalise, evaluation_batch, ordered
 from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput, CellFailed
@@ -44,6 +45,8 @@ def verify_results(results: Path, filters: Filters, data_root: Path | None, cons
     """
     records = read_records(results)
     points = select_points(records, filters, results)
+    if not any(_has_archive(point, records) for point in points):
+        raise BadInput(f"results folder {results}: no compact network of these points")
     for dataset in sorted({point.workload.dataset for point in points}):
         data.load(dataset, data_root)  # missing data is said before anything else
     disagreements = remade = 0
@@ -68,6 +71,11 @@ def verify_results(results: Path, filters: Filters, data_root: Path | None, cons
         soft_wrap=True,
     )
     return EXIT_SOME_FAILED if disagreements else EXIT_DONE
+
+
+def _has_archive(point: PointRecord, records: Records) -> bool:
+    folder = records.files["point", point.id].parent.parent
+    return (layout.compact(folder, point.id) / ARCHITECTURE).is_file()
 
 
 def _archived(point: PointRecord, folder: Path, data_root: Path | None) -> Iterator[str]:

@@ -88,6 +88,12 @@ def test_an_archive_that_is_damaged_or_gone(copied: Path, capsys: pytest.Capture
     assert lines[2].startswith("3 points verified, 1 of them")
 
 
+def test_without_any_archive(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(copied / "compact")
+    assert main(["verify", "--results", str(copied)]) == 2
+    assert "no compact network of these points" in capsys.readouterr().err
+
+
 def test_a_trained_network_that_is_another(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The archive agrees with its record, but neither comes from this training."""
     record = point_of(copied, "magnitude")[1]
