@@ -109,7 +109,7 @@ def _imported(name: str) -> Factory:
         sys.path.remove(os.getcwd())
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        names = [word for word in vars(module) if not word.startswith("_")]
+        names = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
         raise BadInput(
             f"network {name!r}: {module_name!r} has no function {attribute!r}{nearest(attribute, names)}"
         )

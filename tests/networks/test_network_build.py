@@ -119,7 +119,10 @@ def test_a_network_of_the_users_own(own: str) -> None:
             "own_nets:liner",
             "network 'own_nets:liner': 'own_nets' has no function 'liner' (did you mean 'linear'?)",
         ),
-        ("own_nets:number", "network 'own_nets:number': 'own_nets' has no function 'number'"),
+        (
+            "own_nets:number",
+            "network 'own_nets:number': 'own_nets' has no function 'number' (did you mean 'linear'?)",
+        ),
         ("own_nets:wide", "network 'own_nets:wide': gives (1, 11) for one image, must be (1, 10)"),
         (
             "own_nets:picky",
