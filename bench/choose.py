@@ -13,7 +13,7 @@ from bench.errors import BadInput, nearest, nearest_number
 from bench.filters import Filters
 from bench.folder import in_one_line
 from bench.suite import MethodEntry, Suite, WorkloadEntry
-from methods.base import Method
+from methods.base import Method, Traits
 
 N = TypeVar("N", int, float)
 
@@ -80,7 +80,20 @@ def entries_of(suite: Suite, filters: Filters) -> list[Entry]:
             chosen.append(Entry(file, MethodEntry(name=kind.name), kind(), file))
         except Exception as error:
             raise BadInput(f"{file}: {in_one_line(error)}") from error
+    for opened in chosen:
+        _check_traits(opened)
     return chosen
+
+
+def _check_traits(opened: Entry) -> None:
+    """The first that is asked of a method."""
+    try:
+        traits = opened.method.traits
+    except Exception as error:
+        raise BadInput(f"{opened.where}: traits of {opened.entry.name!r}: {in_one_line(error)}") from error
+    if not isinstance(traits, Traits):
+        kind = type(traits).__name__
+        raise BadInput(f"{opened.where}: traits of {opened.entry.name!r}: a {kind}, not methods.base.Traits")
 
 
 def strengths_of(suite: Suite, entries: list[Entry], filters: Filters) -> dict[str, list[float]]:

@@ -264,8 +264,11 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from bench.markers import check_markers
     from bench.report.views import report_results
 
+    if options.readme is not None:
+        check_markers(options.readme)
     report_results(options.results, _console(), options.suite, options.out, options.readme)
     return EXIT_DONE
 
@@ -299,8 +302,11 @@ def _new_method(options: argparse.Namespace) -> int:
 
 
 def _push(options: argparse.Namespace) -> int:
+    from bench.records.store import check_writable
     from bench.report.wandb_push import push
 
+    if options.results.is_dir():  # it keeps the ledger; without that, what was sent would be sent again
+        check_writable(options.results, f"results folder {options.results}")
     pushed = push(options.results, options.project, entity=options.entity, offline=options.offline)
     _console().print(pushed.in_words(options.project), highlight=False, markup=False, soft_wrap=True)
     return EXIT_DONE

@@ -41,20 +41,21 @@ def _methods() -> list[dict[str, Any]]:
     import methods
 
     try:
-        kinds = [methods.get(name) for name in methods.available()]
+        opened = [methods.create(name) for name in methods.available()]
+        traits = [dataclasses.asdict(method.traits) for method in opened]
     except ValueError as error:  # a file or an entry point that gives no method
         raise BadInput(str(error)) from None
     entries = []
-    for kind in kinds:
-        method = kind()
+    for method, told in zip(opened, traits, strict=True):
+        kind = type(method)
         entries.append(
             {
                 "name": kind.name,
-                "says": f"{kind.title} ({method.traits.granularity}). {kind.paper}",
+                "says": f"{kind.title} ({told['granularity']}). {kind.paper}",
                 "title": kind.title,
                 "paper": kind.paper,
                 "source": methods.source(kind.name),
-                "traits": dataclasses.asdict(method.traits),
+                "traits": told,
                 "strengths": list(kind.strengths),
                 "strength_meaning": kind.strength_meaning,
                 "settings": method.config.model_dump(mode="json"),

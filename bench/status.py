@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.errors import BadInput
 from bench.execute.progress import spent_in_words
 from bench.records.read import read_records
 from bench.records.times import spent
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
 
 
 def print_status(results: Path, as_json: bool, console: Console) -> None:
-    """Records by stage and status, what they took to make, and every failure with its reason."""
+    """Records by stage and status, what they took to make, and every failure with its reason. Raises BadInput where
+    there is no record."""
     records = read_records(results)
     everything = [*records.train.values(), *records.point.values(), *records.measure.values()]
+    if not everything:
+        raise BadInput(f"results folder {results}: there are no records in it")
     counts = {stage: {"done": 0, "failed": 0} for stage in ("train", "point", "measure")}
     failures = []
     for record in everything:

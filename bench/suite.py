@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -21,6 +21,9 @@ from bench.records.schema import Cpu
 from bench.training.recipe import Recipe
 
 SHIPPED = Path(__file__).parent / "suites"
+
+MOST_SEED = 2**63 - 1
+"""What a column of tables holds."""
 
 
 class _Checked(BaseModel):
@@ -107,7 +110,7 @@ class Suite(_Checked):
 
     name: str = ""
     title: str
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MOST_SEED)], ...] = Field(default=(0, 1, 2), min_length=1)
     workloads: tuple[WorkloadEntry, ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     measure: MeasureEntry = MeasureEntry()
@@ -246,7 +249,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{location}: unknown key{nearest(key, _fields_at(model, first['loc'][:-1]))}"
     if first["type"] == "missing":
         return f"{location}: missing"
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = (first["msg"][0].lower() + first["msg"][1:]).replace("a valid tuple", "a list")
     given = "" if isinstance(first["input"], dict | list) else f", got {first['input']!r}"
     return f"{location}: {message}{given}"
 

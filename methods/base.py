@@ -16,13 +16,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from methods.errors import nearest
 from methods.input_gate import InputGate
+
+Granularity = Literal["none", "weight", "unit", "layer"]
+StrengthKind = Literal["none", "ratio", "penalty", "tolerance", "self"]
 
 
 class Config(BaseModel):
@@ -42,13 +46,22 @@ class Traits:
     many units go of which site is said in its config, so that it is offered streams in any workload.
     """
 
-    granularity: Literal["none", "weight", "unit", "layer"]
-    strength: Literal["none", "ratio", "penalty", "tolerance", "self"]
+    granularity: Granularity
+    strength: StrengthKind
     trains_once: bool
     needs_validation: bool = False
     dynamic: bool = False
     forward_passes: float = 1.0
     prescribed: bool = False
+
+    def __post_init__(self) -> None:
+        """A misspelt word would pass for another kind of method than the one that is meant."""
+        for trait, word, kinds in (
+            ("granularity", self.granularity, Granularity),
+            ("strength", self.strength, StrengthKind),
+        ):
+            if word not in get_args(kinds):
+                raise ValueError(f"no {trait} {word!r}{nearest(str(word), get_args(kinds))}")
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,21 @@ def _check_attributes(where: str, method: type[Method]) -> None:
     missing = [attribute for attribute in _REQUIRED if not hasattr(method, attribute)]
     if missing:
         raise BadMethodFile(f"{where}: {method.__name__} has no {', '.join(missing)}")
+    for attribute in _REQUIRED:
+        value = getattr(method, attribute)
+        if attribute != "strengths" and not isinstance(value, str):
+            raise BadMethodFile(f"{where}: {attribute} is {value!r}, must be a text")
+    if method.name != method.name.strip() or not method.name:
+        raise BadMethodFile(f"{where}: name {method.name!r}: no blanks at its ends, and not empty")
+    strengths = method.strengths
+    if not isinstance(strengths, tuple | list) or not strengths or not all(map(_is_number, strengths)):
+        raise BadMethodFile(
+            f"{where}: strengths is {strengths!r}, must be a tuple of numbers, such as (0.5,)"
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _describe(path: Path, resolved: Path, error: BaseException) -> str:

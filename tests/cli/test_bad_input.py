@@ -53,6 +53,9 @@ def refused(
         (("epochs = 2", "epochs = 1"), ["workloads.0.recipe.epochs", "1 epochs are too few for 2 phases"]),
         (("seeds = [0]", 'seeds = ["one"]'), ["seeds.0", "'one'"]),
         (("seeds = [0]", "seeds = [1, 1]"), ["seeds", "1 stands there twice"]),
+        (("seeds = [0]", "seeds = 0"), ["seeds: input should be a list, got 0"]),
+        (("seeds = [0]", "seeds = [-1]"), ["seeds.0", "greater than or equal to 0"]),
+        (("seeds = [0]", f"seeds = [{2**63}]"), ["seeds.0", f"less than or equal to {2**63 - 1}"]),
         (("[0.5]", "[0.5, 0.5]"), ["methods.1.strengths", "0.5 stands there twice"]),
         (("[0.5]", "[]"), ["methods.1.strengths"]),
         (("[0.5]", "[1.5]"), ["methods.1.strengths", "1.5 is out of range"]),
@@ -201,6 +204,27 @@ def test_views_that_cannot_be_written(refused: Refused, tmp_path: Path, finished
         assert "folder file/below: cannot write in file: Not a directory" in line
 
 
+def test_a_markdown_file_without_parts_to_make_anew(refused: Refused, tmp_path: Path, finished: Path) -> None:
+    words = ("report", "--results", str(finished), "--out", "out", "--readme")
+    assert "--readme gone.md: cannot be read: No such file" in refused(*words, "gone.md")
+    (tmp_path / "plain.md").write_text("# Nothing of ours\n")
+    assert "--readme plain.md: no marked part in it" in refused(*words, "plain.md")
+    (tmp_path / "picture.md").write_bytes(b"\x89PNG\xff")
+    assert "--readme picture.md: no text" in refused(*words, "picture.md")
+
+
+def test_a_folder_that_cannot_keep_what_was_pushed(
+    refused: Refused, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.records import store
+
+    def read_only(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store.tempfile, "TemporaryFile", read_only)
+    assert "cannot write in" in refused("push", "--offline", "--results", str(finished))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -212,6 +236,11 @@ def test_views_that_cannot_be_written(refused: Refused, tmp_path: Path, finished
         (METHOD.replace("def plan", "def plans"), ["does not define plan"]),
         (METHOD.replace("(0.5,)", "(1.0,)"), ["strengths", "1 is out of range"]),
         (METHOD.replace("network.fc1", "network.fc9"), ["AttributeError", "fc9"]),
+        (METHOD.replace("(0.5,)", "0.5"), ["strengths is 0.5"]),
+        (METHOD.replace('"ratio"', '"ration"'), ["traits of 'mine'", "'ration' (did you mean 'ratio'?)"]),
+        (METHOD.replace('"unit"', '"units"'), ["traits of 'mine'", "'units' (did you mean 'unit'?)"]),
+        (METHOD.replace("Traits(", "tuple("), ["traits of 'mine'", "TypeError"]),
+        (METHOD.replace('Traits("unit", "ratio", False)', '"unit"'), ["traits of 'mine'", "a str, not"]),
     ],
 )
 def test_a_method_file_that_is_none(text: str, says: list[str], refused: Refused, tmp_path: Path) -> None:
@@ -241,8 +270,7 @@ def test_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_commands_that_read_a_folder(command: str, refused: Refused, tmp_path: Path) -> None:
     assert "gone: there is no such folder" in refused(command, "--results", "gone")
     (tmp_path / "empty").mkdir()
-    if command != "status":
-        assert "results folder empty: there are no" in refused(command, "--results", "empty")
+    assert "results folder empty: there are no" in refused(command, "--results", "empty")
 
 
 @pytest.mark.parametrize(

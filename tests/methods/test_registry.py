@@ -140,6 +140,11 @@ def test_a_file_joins_by_path(tmp_path: Path) -> None:
         (MINE + MINE.replace("Mine(", "Other("), "has 2 (Mine, Other)"),
         (MINE.replace('"mine"', '"dense"'), "the name 'dense' is taken (builtin)"),
         (MINE.replace("    strengths = (0.0,)\n", ""), "Mine has no strengths"),
+        (MINE.replace("(0.0,)", "0.5"), "strengths is 0.5, must be a tuple of numbers"),
+        (MINE.replace("(0.0,)", "('0.5',)"), "strengths is ('0.5',), must be a tuple of numbers"),
+        (MINE.replace("(0.0,)", "()"), "strengths is (), must be a tuple of numbers"),
+        (MINE.replace('"mine"', '"mine "'), "name 'mine ': no blanks at its ends"),
+        (MINE.replace('"mine"', "3"), "name is 3, must be a text"),
     ],
 )
 def test_a_file_that_gives_no_method_is_refused(text: str, says: str, tmp_path: Path) -> None:
