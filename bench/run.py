@@ -5,9 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from bench.execute.lock import alone_in
 from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, child_environment, cores_each, processes, run_jobs, threads_each
 from bench.execute.progress import Display
-from bench.execute.worker import CellTask, PretrainTask
+from bench.execute.worker import CellTask, PretrainTask, end_with_parent
 from bench.planned import print_times
 from bench.records.store import Store
 from bench.tune import keep, tuned
@@ -104,23 +104,51 @@ def _run(
 
 
 def plan_elsewhere(suite: suites.Suite, filters: Filters, options: RunOptions) -> Plan:
-    """The plan, made in a process that ends with it: planning needs torch and the data, watching does not."""
+    """The plan, made in a process that ends with it: planning needs torch and the data, watching does not. Nobody waits
+    for a process whose plan is no longer wanted."""
     context = multiprocessing.get_context("spawn")
-    with (
-        child_environment(),
-        ProcessPoolExecutor(
-            1,
-            context,
-            initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the parent
-        ) as process,
-    ):
-        try:
-            return process.submit(_make_plan, suite, filters, options).result()
-        except BrokenProcessPool:
-            raise BadInput(
-                f"{suite.where}: the process that plans was ended, out of memory or by a method file"
-            ) from None
+    pipe, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_plan, args=(theirs, suite, filters, options), daemon=True)
+    try:
+        with child_environment():
+            process.start()
+        theirs.close()
+        made = _received(pipe)
+        process.join(timeout=5)  # what a method file prints comes out when its process ends
+    finally:
+        if process.pid is not None:
+            process.kill()
+            process.join()
+        pipe.close()
+    if made is None:
+        raise BadInput(f"{suite.where}: the process that plans was ended, out of memory or by a method file")
+    if isinstance(made, Exception):
+        raise made
+    return made
+
+
+def _received(pipe: Connection) -> Plan | Exception | None:
+    """What `_send_plan` sends; None where its process has ended before all of it was here."""
+    try:
+        made: Plan | Exception = pipe.recv()
+    except (EOFError, OSError):
+        return None
+    return made
+
+
+def _send_plan(pipe: Connection, suite: suites.Suite, filters: Filters, options: RunOptions) -> None:
+    """The plan, or what went wrong. The parent alone answers to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    made: Plan | Exception
+    try:
+        made = _make_plan(suite, filters, options)
+    except BadInput as error:
+        made = error
+    except Exception as error:  # a fault of ours: the parent shows it, and a pipe carries no traceback
+        error.add_note(traceback.format_exc())
+        made = error
+    pipe.send(made)
 
 
 def _make_plan(suite: suites.Suite, filters: Filters, options: RunOptions) -> Plan:

@@ -94,7 +94,7 @@ def work(pipe: Connection, threads: int = 1) -> None:
     parent alone answers to Ctrl-C, and it has said which files are skipped; that one is set aside is news."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("bench.records").addFilter(lambda record: "skipped" not in record.msg)
-    _end_with_parent()
+    end_with_parent()
     import torch
 
     import bench.execute.cell  # noqa: F401 (seconds, which no time-out of a cell should count)
@@ -145,8 +145,8 @@ def _run(task: AnyTask, report: Callable[[float, str], None]) -> bool:
         raise
 
 
-def _end_with_parent() -> None:
-    """A parent that was killed ends nobody, and who is at work looks at no pipe."""
+def end_with_parent() -> None:
+    """Leave where the parent is gone. A parent that was killed ends nobody, and who is at work looks at no pipe."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

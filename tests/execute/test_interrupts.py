@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,33 @@ def test_nothing_goes_on_alone(blow: signal.Signals, to_all: bool, tmp_path: Pat
     if blow != signal.SIGKILL:
         assert log.read_text().split("\n") == ["-d", "quit -t 5", ""]
     assert not pid.with_suffix(".lost").exists()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_plan_is_waited_for(blow: signal.Signals, tmp_path: Path) -> None:
+    """Interrupted twice while a method file keeps the process that plans."""
+    pid = tmp_path / "pid"
+    method = tmp_path / "slow.py"
+    method.write_text(
+        f"import os, time\nfrom pathlib import Path\n"
+        f"Path({str(pid)!r} + '.part').write_text(str(os.getpid()))\n"
+        f"Path({str(pid)!r} + '.part').rename({str(pid)!r})\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "-m", "bench", "run", "digits", "--method", str(method), "--results", "r"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(
+        command, env=environment, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(pid.exists)
+    os.killpg(run.pid, blow) if blow == signal.SIGINT else os.kill(run.pid, blow)
+    if blow == signal.SIGINT:
+        time.sleep(0.02)
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, blow)
+    _, told = run.communicate(timeout=30)
+    assert run.returncode == (-blow if blow == signal.SIGKILL else 130)
+    assert told == ("" if blow == signal.SIGKILL else "interrupted; the same command goes on from here\n")
+    wait_for(lambda: not is_alive(int(pid.read_text())))
 
 
 def wait_for(what: object, seconds: float = 60) -> None:
