@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,15 +115,21 @@ def test_what_was_trained_in_parts_goes_on_in_as_many(tmp_path: Path) -> None:
     assert len(second.progress.notes) == 1
 
 
-def test_the_streams_matter(tmp_path: Path) -> None:
-    """The check of the checks: without its streams a run does not go on as before."""
-    expected = run(open_loop("dense", None))
-    first = open_loop("dense", tmp_path / "checkpoint")
+def left_by_a_cut(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint of a run that was cut off behind its third step."""
+    first = open_loop("dense", checkpoint)
     cut_at(first, 3)
     with pytest.raises(Cut):
         run(first)
-    state = read_state(tmp_path / "checkpoint")
+    state = read_state(checkpoint)
     assert state is not None
+    return state
+
+
+def test_the_streams_matter(tmp_path: Path) -> None:
+    """The check of the checks: without its streams a run does not go on as before."""
+    expected = run(open_loop("dense", None))
+    state = left_by_a_cut(tmp_path / "checkpoint")
     for name in ("network", "augmentation"):
         streams = dict(state["position"]["streams"])
         streams[name] = torch.Generator().manual_seed(7).get_state()
@@ -135,12 +142,7 @@ def test_the_streams_matter(tmp_path: Path) -> None:
 def test_the_checkpoint_of_another_kind_of_device_is_left(tmp_path: Path) -> None:
     """The state of a generator of a GPU has 16 bytes, and means nothing to one of a CPU."""
     expected = run(open_loop("dense", None))
-    first = open_loop("dense", tmp_path / "checkpoint")
-    cut_at(first, 3)
-    with pytest.raises(Cut):
-        run(first)
-    state = read_state(tmp_path / "checkpoint")
-    assert state is not None
+    state = left_by_a_cut(tmp_path / "checkpoint")
     assert state["position"]["device"] == "cpu"
     streams = dict.fromkeys(("method", "augmentation", "network-cuda"), torch.zeros(16, dtype=torch.uint8))
     streams = {**state["position"]["streams"], **streams}
