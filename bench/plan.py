@@ -133,9 +133,7 @@ class _Subject:
             start=start,
             streams=entry.streams,
             round_to=entry.round_to,
-            network_digest=networks.own_digest(entry.network, network)
-            if networks.is_own(entry.network)
-            else "",
+            network_digest=networks.own_digest(entry.network, network) if entry.own_network else "",
             cpu=entry.cpu if device.type == "cpu" else Cpu(),
         )
         # Compact network and reference: the scores on both splits, and the same top-1 on test.

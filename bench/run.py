@@ -173,7 +173,7 @@ def _request(name_or_path: str, suite: suites.Suite, filters: Filters, options: 
 def _already_done(suite: suites.Suite, store: Store, request: str, console: Console) -> int | None:
     """The exit code where a former run of the same request has left a record of everything. Not where a network is the
     user's own: whether it is the same is known when it has been built."""
-    if any(":" in workload.network.removeprefix("torchvision:") for workload in suite.workloads):
+    if any(workload.own_network for workload in suite.workloads):
         return None
     remembered = shortcut.recall(store.root, request)
     if remembered is None or not (layout.report(store.root) / "leaderboard.md").is_file():

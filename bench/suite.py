@@ -48,6 +48,11 @@ class WorkloadEntry(_Checked):
     cpu: Cpu = Cpu()
     recipe: Recipe
 
+    @property
+    def own_network(self) -> bool:
+        """Whether the network is the user's own, a `package.module:factory`."""
+        return ":" in self.network.removeprefix("torchvision:")
+
 
 class MethodEntry(_Checked):
     """A method with its settings. label: what tables call it, the name where left out; networks: the only ones of the

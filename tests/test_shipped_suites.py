@@ -40,7 +40,6 @@ class OncePerNetwork:
     pretrained weights are loaded: they would have to be downloaded."""
 
     build = staticmethod(built)
-    is_own = staticmethod(networks.is_own)
 
     @staticmethod
     def load_start(network: nn.Module, name: str, checkpoint: object = None) -> None:

@@ -5,7 +5,7 @@ torch.fx can trace. A file dropped here is found.
 """
 
 from bench.networks._attention import HeadProducts, separate_attention
-from bench.networks._build import available, build, is_own, outline, own_digest
+from bench.networks._build import available, build, outline, own_digest
 from bench.networks._start import checkpoint_digest, load_start
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "available",
     "build",
     "checkpoint_digest",
-    "is_own",
     "load_start",
     "outline",
     "own_digest",

@@ -46,11 +46,6 @@ def outline(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Mo
         return _made(name, input_shape, classes)
 
 
-def is_own(name: str) -> bool:
-    """Whether a name is that of a user's own network, `package.module:factory`."""
-    return ":" in name and not name.startswith(PREFIX)
-
-
 def own_digest(name: str, network: nn.Module) -> str:
     """Of a user's own network: of its layers and shapes, and of the file that its factory is imported from. One that
     was edited is another network."""
@@ -83,7 +78,7 @@ def _made(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
 def _factory(name: str) -> Factory:
     if name.startswith(PREFIX):
         return functools.partial(build_model, name)
-    if is_own(name):
+    if ":" in name:
         return _imported(name)
     if name not in _factories():
         raise BadInput(
