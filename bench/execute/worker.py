@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def work(pipe: Connection, threads: int = 1) -> None:
     from bench.execute.outcome import describe_failure
     from bench.training.memory import free_unused
 
-    gc.freeze()  # what is imported stays: to look through it after every task took a tenth of a second
+    collected = _Collected()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # decaying weights would otherwise slow a step many times over
 
@@ -129,7 +130,23 @@ def work(pipe: Connection, threads: int = 1) -> None:
         if not free_unused():
             tell("left", well, "")
             os._exit(1)  # what torch does when a process ends would fail too, and say so at length
+        collected.leave_out_imported()
         tell("ended", well, "")
+
+
+class _Collected:
+    """What the collection after every task looks through: not what has been imported, which stays, and to look through
+    it took a tenth of a second each time. A first task imports most of it."""
+
+    def __init__(self) -> None:
+        self.modules = 0
+        self.leave_out_imported()
+
+    def leave_out_imported(self) -> None:
+        """Right after a collection: what there is by then would have stayed anyway."""
+        if len(sys.modules) > self.modules:
+            self.modules = len(sys.modules)
+            gc.freeze()
 
 
 def _run(task: AnyTask, report: Callable[[float, str], None]) -> bool:

@@ -37,16 +37,22 @@ def describe(device: torch.device) -> Machine:
 
 def versions() -> dict[str, str]:
     """Python, the packages whose behaviour may move a number, and the CUDA libraries torch was built with."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), **_installed()}
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    if torch.cuda.is_available() and (cudnn := torch.backends.cudnn.version()):
+        found["cudnn"] = str(cudnn)
+    return found
+
+
+@functools.cache  # read from a file each, for every record
+def _installed() -> dict[str, str]:
+    found = {}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    if torch.version.cuda:
-        found["cuda"] = torch.version.cuda
-    if torch.cuda.is_available() and (cudnn := torch.backends.cudnn.version()):
-        found["cudnn"] = str(cudnn)
     return found
 
 

@@ -48,8 +48,8 @@ class Optimizers:
         self.rate = self._base_rates[0][0] * factor
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def step(self) -> None:
         for part in self.parts:

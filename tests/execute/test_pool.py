@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,6 +299,28 @@ def test_what_a_task_raises_is_passed_on_and_costs_no_retry_but_for_the_gpu() ->
     ]
 
 
+LEFT: list[weakref.ref[Any]] = []
+"""Of a worker's own: the networks that its tasks have left behind."""
+
+
+@dataclass(frozen=True)
+class ImportAndLeave:
+    """Imports, and leaves a network in a cycle behind, as hooks do. Tells how many objects there are for a collection
+    to look through before it does, and how many networks of former tasks are still there."""
+
+    path: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        self.path.write_text(f"{len(gc.get_objects())} {sum(left() is not None for left in LEFT)}")
+        import sklearn.linear_model  # noqa: F401
+        from torch import nn
+
+        network = nn.Identity()
+        network.register_forward_hook(lambda *_: network)
+        LEFT.append(weakref.ref(network))
+        return True
+
+
 @dataclass(frozen=True)
 class TellThreads:
     path: Path
@@ -312,6 +336,16 @@ def test_threads_of_a_worker(tmp_path: Path) -> None:
     job: Job[Any] = Job("a", TellThreads(tmp_path / "a"), "a", 1.0)
     assert run_jobs([job], 1, Watch(), threads=2)
     assert (tmp_path / "a").read_text() == "2 2"
+
+
+def test_a_collection_leaves_out_what_tasks_import_and_takes_what_they_leave(tmp_path: Path) -> None:
+    names = ["first", "second", "third"]
+    jobs: list[Job[Any]] = [Job(name, ImportAndLeave(tmp_path / name), name, 1.0) for name in names]
+    assert run_jobs(jobs, 1, Watch())
+    for name in names:
+        objects, left = (tmp_path / name).read_text().split()
+        assert int(objects) < 20_000
+        assert left == "0"
 
 
 def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
