@@ -39,7 +39,8 @@ def reads(graph: Graph, step: Step) -> Tensor:
             used = weights[:, :, 0] != 0
         else:  # a product with ones, because a reduction over so short an axis takes several times as long
             used = weights.abs() @ weights.new_ones(weights.shape[2]) != 0
-        graph.reads[step] = spread(step.module, used.byte()).bool()  # byte: there is no block_diag of bool
+        # As bytes, for there is no block_diag of bool.
+        graph.reads[step] = spread(step.module, used.view(torch.uint8)).view(torch.bool)
     return graph.reads[step]
 
 
