@@ -6,6 +6,7 @@ Everything that can be refused is refused here, before anything is trained or wr
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ def _cells(plan: Plan, subject: _Subject, opened: Entry, strengths: list[float],
         granularity=traits.granularity,
         strength_kind=traits.strength,
         source=file or methods.source(entry.name),
+        source_digest=source_digest(file or inspect.getfile(type(method))),
     )
     groups: list[tuple[float | None, list[float]]]
     groups = [(None, strengths)] if traits.trains_once else [(strength, [strength]) for strength in strengths]
@@ -181,7 +183,7 @@ def _cells(plan: Plan, subject: _Subject, opened: Entry, strengths: list[float],
     measured = preset != "none" and traits.granularity != "weight"
     cells = []
     for strength, served in groups:
-        train = identify(subject.workload, settings, type(method), file, strength, seed)
+        train = identify(subject.workload, settings, type(method), strength, seed)
         points = tuple((value, point_id(train, value)) for value in served)
         if measured:
             plan.measures.update({point: planned_id(point, device, preset) for _, point in points})
@@ -211,14 +213,10 @@ def identify(
     workload: Workload,
     settings: MethodSettings,
     kind: type[Method],
-    file: str | None,
     strength: float | None,
     seed: int,
 ) -> str:
-    """The id of a training. file: of a method that comes by path; an edited file is another method."""
-    config = dict(settings.config)
-    if file is not None:
-        config["source_digest"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+    """The id of a training."""
     return train_id(
         dataset=workload.dataset,
         dataset_fingerprint=workload.dataset_fingerprint,
@@ -226,12 +224,17 @@ def identify(
         recipe=workload.recipe,
         recipe_defaults=recipe_defaults(),
         method=settings.name,
-        config=config,
+        config=settings.variant(),
         config_defaults=config_defaults(kind),
         strength=strength,
         seed=seed,
         beside_recipe=workload.beside_recipe(),
     )
+
+
+def source_digest(file: str) -> str:
+    """Of the file that defines a method."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def _pretraining(subject: _Subject, method: Method, seed: int) -> Pretraining | None:

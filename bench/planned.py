@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) 
         strengths = ", ".join(f"{strength:g}" for strength, _ in cell.points)
         line = f"{state:>5}  {cell.title} → {strengths}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_edited(plan, store, console)
     for skip in plan.skips:
         line = f" skip  {skip.label} on {skip.network}: {skip.reason}"
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -52,6 +54,26 @@ def print_plan(plan: Plan, store: Store, options: RunOptions, console: Console) 
         markup=False,
         soft_wrap=True,
     )
+
+
+def print_edited(plan: Plan, store: Store, console: Console) -> None:
+    """Which trainings that are done were made before their method's file was edited. They are not made anew: a method
+    that does not come by path is known by its name."""
+    edited = Counter(
+        cell.method.label
+        for cell in plan.cells
+        if (record := store.read("train", cell.train_id)) is not None
+        and record.status == "done"
+        and record.method.source_digest not in ("", cell.method.source_digest)
+    )
+    for label, trainings in edited.items():
+        console.print(
+            f"edited since: the file of {label}; {trainings} trainings that are done stay as they are, in another "
+            "results folder all are made anew",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _seconds_to_do(

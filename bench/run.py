@@ -24,7 +24,7 @@ from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, child_environment, cores_each, processes, run_jobs, threads_each
 from bench.execute.progress import Display
 from bench.execute.worker import CellTask, PretrainTask, end_with_parent
-from bench.planned import print_times
+from bench.planned import print_edited, print_times
 from bench.records.store import Store
 from bench.tune import keep, tuned
 
@@ -78,6 +78,7 @@ def _run(
     """Everything that writes; the exit code."""
     for line in keep(options.results, plan) if options.tune else ():
         console.print(line, highlight=False, markup=False)
+    print_edited(plan, store, console)
     for skip in plan.skips:
         console.print(
             f"skipped: {skip.label} on {skip.network}: {skip.reason}", highlight=False, markup=False

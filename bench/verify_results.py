@@ -23,7 +23,7 @@ from bench.folder import in_one_line
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
 from bench.measure.dynamic import dynamic_cost, with_gate_cost
-from bench.plan import identify
+from bench.plan import identify, source_digest
 from bench.records.read import Records, read_records
 from bench.records.schema import PROTOCOL_VERSION, DynamicCost, PointRecord, TrainRecord
 from bench.records.select import select_points, title
@@ -139,10 +139,12 @@ def _cell(point: PointRecord, records: Records) -> Cell | None:
     settings = point.method
     if not isinstance(train, TrainRecord) or train.protocol_version != PROTOCOL_VERSION:
         return None
-    file = settings.source if settings.source.endswith(".py") else None
+    file = settings.source if settings.by_path() else None
     try:
         kind = methods.get(settings.name) if file is None else methods.load_file(Path(file))
-        id = identify(point.workload, settings, kind, file, train.strength, point.seed)
+        if file is not None:
+            settings = settings.model_copy(update={"source_digest": source_digest(file)})
+        id = identify(point.workload, settings, kind, train.strength, point.seed)
     except (ValueError, OSError):  # the method is gone, or its file does not load any more
         return None
     if id != point.train_id:  # an edited file, or other defaults: another method

@@ -247,7 +247,7 @@ def _origin(record: Record, records: Records) -> dict[str, Any]:
         "protocol_version": record.protocol_version,
         "dataset_fingerprint": record.workload.dataset_fingerprint,
         "recipe": json.dumps(record.workload.recipe | record.workload.beside_recipe(), sort_keys=True),
-        "config": json.dumps(record.method.config, sort_keys=True),
+        "config": json.dumps(record.method.variant(), sort_keys=True),
         "source": record.method.source,
         "file": str(records.files[record.stage, record.id]),
         "id": record.id,

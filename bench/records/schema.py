@@ -94,6 +94,17 @@ class MethodSettings(Part):
     strength_kind: str
     source: str
     """`builtin`, the entry point, or the path of the method's file."""
+    source_digest: str = ""
+    """Of the file that defines it. Empty in records that are older."""
+
+    def by_path(self) -> bool:
+        """Whether it came by the path of its file. Such a method is known by what is in the file, so that it is another
+        one after an edit; all others are known by name."""
+        return self.source.endswith(".py")
+
+    def variant(self) -> dict[str, Any]:
+        """What tells it from another entry of its name."""
+        return self.config | ({"source_digest": self.source_digest} if self.by_path() else {})
 
 
 class Machine(Part):

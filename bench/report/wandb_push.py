@@ -132,7 +132,7 @@ def _config(replay: _Replay) -> dict[str, Any]:
         "method": record.method.name,
         "label": record.method.label,
         "granularity": record.method.granularity,
-        "config": record.method.config,
+        "config": record.method.variant(),
         "strength": record.strength,
         "seed": record.seed,
         "protocol_version": record.protocol_version,

@@ -1,0 +1,78 @@
+"""After an edit a method that comes by the path of its file is another one, in records and tables; any other is known
+by its name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import suite as suites
+from bench.cli import main
+from bench.execute.cell import CellRun
+from bench.filters import Filters
+from bench.plan import make_plan
+from bench.records.read import read_records
+from tests.cli.folders import METHOD, SUITE, run_here, write
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+
+
+def run_mine(text: str) -> None:
+    write(Path("edited.py"), text)
+    plan = make_plan(suites.load("mine.toml"), Filters(files=("edited.py",)), None)
+    for cell in plan.cells:
+        assert CellRun(cell, Path("r"), None, torch.device("cpu"), lambda fraction, doing: None).run()
+
+
+def test_two_versions_of_a_file_never_share_a_row() -> None:
+    write(Path("mine.toml"), SUITE)
+    mine = METHOD.replace('"mine"', '"edited"')
+    run_mine(mine)
+    run_mine(mine + "\n# as I meant it\n")
+    points = [p for p in read_records(Path("r")).point.values() if p.method.name == "edited"]
+    first, second = (point.method.source_digest for point in points)
+    assert len({first, second, ""}) == 3
+    assert main(["report", "--results", "r"]) == 0
+    with Path("r/report/leaderboard.csv").open() as file:
+        rows = {row["label"]: row["seeds"] for row in csv.DictReader(file)}
+    assert rows == {
+        **dict.fromkeys(("dense", "magnitude", "weights"), "1"),
+        **{f"edited [source_digest={digest}]": "1" for digest in (first, second)},
+    }
+
+
+def test_a_method_known_by_name_says_where_its_file_was_edited_since(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its records stay what they are; of those that say nothing of the file, nothing is said."""
+    write(Path("mine.toml"), SUITE)
+    run_here(Path("mine.toml"), Path("r"))
+
+    def plan() -> str:
+        assert main(["plan", "mine.toml", "--results", "r"]) == 0
+        return capsys.readouterr().out
+
+    def say_of_the_file(digest: str) -> None:
+        for path in Path("r/train").glob("*.json"):
+            record = json.loads(path.read_text())
+            if record["method"]["name"] == "magnitude":
+                record["method"]["source_digest"] = digest
+                path.write_text(json.dumps(record))
+
+    assert "edited since" not in plan()
+    say_of_the_file("another")
+    out = plan()
+    for label in ("magnitude", "weights"):
+        assert f"edited since: the file of {label}; 1 trainings that are done stay as they are" in out
+    assert out.count("edited since") == 2
+    assert "nothing is left to do" in out
+    say_of_the_file("")
+    assert "edited since" not in plan()
