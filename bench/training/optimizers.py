@@ -25,13 +25,16 @@ class Optimizers:
         """in_graph: the steps are to be recorded in a CUDA graph, so that rates and counters have to be on the
         device."""
         self.in_graph = in_graph
-        claimed = {id(parameter) for group in extra for parameter in group["params"]}
-        own = [p for p in network.parameters() if p.requires_grad and id(p) not in claimed]
-        self.parts = [_create(recipe.optimizer, _decay_groups(own, recipe), recipe, rate_scale, in_graph)]
+        added = []
         for group in extra:
             settings = dict(group)
             kind = settings.pop("optimizer", recipe.optimizer)
-            self.parts.append(_create(kind, [settings], recipe, rate_scale, in_graph))
+            added.append(_create(kind, [settings], recipe, rate_scale, in_graph))
+        # What torch has made of `params`: it may have been an iterator, which is at its end now, or a single tensor.
+        claimed = {id(p) for part in added for group in part.param_groups for p in group["params"]}
+        own = [p for p in network.parameters() if p.requires_grad and id(p) not in claimed]
+        groups = _decay_groups(own, recipe)
+        self.parts = [_create(recipe.optimizer, groups, recipe, rate_scale, in_graph), *added]
         self._base_rates = [[group["lr"] for group in part.param_groups] for part in self.parts]
         self.parameters = [p for part in self.parts for group in part.param_groups for p in group["params"]]
         self.rate = float(self._base_rates[0][0])

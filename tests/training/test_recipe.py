@@ -67,6 +67,24 @@ def test_biases_and_norms_are_spared_decay_on_request() -> None:
     assert network.conv.weight.flatten()[0].item() == pytest.approx(0.95**2)
 
 
+@pytest.mark.parametrize("shape", [list, iter, lambda parameters: parameters[0]])
+def test_what_a_method_adds_may_come_in_any_form_that_torch_takes(
+    shape: Callable[[list[nn.Parameter]], object],
+) -> None:
+    """A list, an iterator (`module.parameters()`) or a single tensor; what is the network's own is then not taken
+    twice."""
+    network, gate = nn.Linear(3, 2, bias=False), nn.Parameter(torch.ones(2))
+    recipe = Recipe(epochs=1, optimizer="sgd", momentum=0.0, learning_rate=0.5)
+    weight = network.weight.detach().clone()
+    groups = [{"params": shape([gate])}, {"params": shape([network.weight]), "lr": 0.25}]
+    optimizers = Optimizers(network, groups, recipe, 1.0)
+    for parameter in (gate, network.weight):
+        parameter.grad = torch.ones_like(parameter)
+    optimizers.step()
+    assert gate.tolist() == [0.5, 0.5]
+    assert torch.equal(network.weight, weight - 0.25)
+
+
 def loop_of(recipe: Recipe, augment: bool = False) -> Loop:
     dataset = replace(data.load("digits", None), augment=augment)
     torch.manual_seed(0)
