@@ -314,7 +314,8 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self, strength: float) -> SparsityPlan:
-        """The operating point at `strength`. Called after `detach`; must not change the network."""
+        """The operating point at `strength`. Called after `detach`; must not change the network. `context.generator`
+        begins anew each time, so that all strengths draw the same."""
 
 
 def missing_site(network: nn.Module, sites: Sequence[Site], names: Iterable[str]) -> str | None:

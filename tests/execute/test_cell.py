@@ -11,10 +11,12 @@ import torch
 
 from bench.cells import Cell
 from bench.execute.cell import CellRun
-from bench.records.schema import TrainRecord
+from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
 from bench.training.loop import Loop
+from methods.base import SparsityPlan
 from methods.dense import Dense
+from methods.magnitude import Magnitude
 from tests.contract.cases import CPU, Case, cells_of
 
 
@@ -52,6 +54,27 @@ def test_what_fails_later_leaves_the_record_of_the_training(
     assert [Store(tmp_path).status("point", point) for _, point in cell.points] == ["done", "failed"]
     assert run_of(cell, tmp_path).run(retry_failed=True)
     assert trained(cell, tmp_path) == before
+
+
+def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both strengths in one go, the second one alone, or the second one of a training that is taken up."""
+
+    def drawn(method: Magnitude, strength: float) -> SparsityPlan:
+        generator = method.context.generator
+        orders = {site.name: torch.randperm(site.size, generator=generator) for site in method.sites}
+        return SparsityPlan(kept={name: order >= strength * len(order) for name, order in orders.items()})
+
+    monkeypatch.setattr(Magnitude, "plan", drawn)
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.25, 0.5), epochs=1)
+    first, second = (replace(cell, points=cell.points[at : at + 1]) for at in (0, 1))
+    for name, goes in {"at once": (cell,), "alone": (second,), "later": (first, second)}.items():
+        for one in goes:
+            assert run_of(one, tmp_path / name).run()
+    _, point = cell.points[1]
+    found = [Store(tmp_path / name).read("point", point) for name in ("at once", "alone", "later")]
+    assert len({record.test.loss for record in found if isinstance(record, PointRecord) and record.test}) == 1
 
 
 class Stop(BaseException):
