@@ -356,7 +356,7 @@ def _run_options(options: argparse.Namespace) -> RunOptions:
 
 def _data_root(options: argparse.Namespace) -> Path | None:
     root = options.data_root or os.environ.get("BENCH_DATA")
-    return Path(root) if root else None
+    return Path(os.path.expanduser(root)) if root else None
 
 
 def _console() -> Console:

@@ -71,7 +71,7 @@ def load_test(name_or_path: str | Path, root: str | Path | None = None) -> Split
 def data_root(root: str | Path | None) -> Path | None:
     """`root`, else what BENCH_DATA says, else None."""
     given = str(root) if root is not None else os.environ.get(ROOT_VARIABLE, "")
-    return Path(given).expanduser() if given else None
+    return Path(os.path.expanduser(given)) if given else None
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def _prepared(name: str, root: Path | None) -> tuple[Dataset, Split]:
 def _raw(name: str, root: Path | None) -> RawData:
     if name in _loaders():
         return _loaders()[name](root)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return read_image_folder(path)
     if path.suffix == ".npz" or path.is_file():

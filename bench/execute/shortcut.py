@@ -41,7 +41,8 @@ def request_digest(words: Sequence[Any], files: Sequence[Path]) -> str:
 
 def data_stamp(name: str, root: Path | None) -> str:
     """Changes when the files of a data set by path, or of one in the data root, change: of a folder all those in it."""
-    paths = [Path(name)] if root is None else [Path(name), root / f"{name}.npz", root / name]
+    own = Path(os.path.expanduser(name))
+    paths = [own] if root is None else [own, root / f"{name}.npz", root / name]
     digest = hashlib.sha256()
     for path in dict.fromkeys(paths):
         for file in _files(path):

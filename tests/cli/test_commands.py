@@ -57,6 +57,16 @@ def test_lists_that_a_program_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cifar10\n" in capsys.readouterr().out
 
 
+def test_a_data_root_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That no shell has spelt out."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "mnist.npz", "")
+    assert main(["doctor", "--data-root=~"]) == 0
+    assert "mnist.npz" in capsys.readouterr().out
+
+
 def test_only_the_figures(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(finished)
     assert main(["figures", "--results", str(finished), "--out", str(tmp_path / "out")]) == 0

@@ -185,3 +185,11 @@ def test_a_file_dropped_into_the_folder_is_a_data_set(
         assert (stripes.augment, stripes.input_shape, len(stripes.validation)) == (True, (1, 2, 4), 4)
     finally:
         registry._loaders.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/set.npz", "~nobody-of-this-name"])
+def test_a_home_folder_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(BadInput, match="~nobody-of-this-name"):
+        data.load(name)
+    with pytest.raises(BadInput, match="~nobody-of-this-name"):
+        data.load("imagenet", name)

@@ -46,3 +46,10 @@ def test_a_file(tmp_path: Path) -> None:
     write(tmp_path / "set.npz", b"longer")
     assert len({missing, there, data_stamp("set", tmp_path)}) == 3
     assert data_stamp("digits", None) == data_stamp("digits", None)
+
+
+def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    missing = data_stamp("~/set.npz", None)
+    write(tmp_path / "set.npz")
+    assert data_stamp("~/set.npz", None) != missing
