@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 LATER = (
     "learning_rate_floor",
@@ -48,7 +55,7 @@ class Recipe(BaseModel):
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    step_at: tuple[float, ...] = (0.5, 0.75)
+    step_at: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.5, 0.75)
     step_factor: float = Field(default=0.1, gt=0)
     warmup_epochs: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=0.0, ge=0)
@@ -59,6 +66,12 @@ class Recipe(BaseModel):
     precision: Literal["float32", "bf16"] = "float32"
     accumulate_on_out_of_memory: bool = False
     epoch_fraction: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _nesterov_has_a_momentum(self) -> Recipe:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
 
     def epoch_images(self, train_size: int) -> int:
         """How many of `train_size` images an epoch goes through; at least one."""

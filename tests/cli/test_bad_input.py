@@ -50,6 +50,14 @@ def refused(
         (('"weight"', '"weights"'), ["methods.2.config", "'weights'", "'weight'"]),
         (("batch_size", "batchsize"), ["workloads.0.recipe.batchsize", "'batch_size'"]),
         (("batch_size = 256", "learning_rate = inf"), ["workloads.0.recipe.learning_rate", "finite", "inf"]),
+        (
+            ("epochs = 2", "step_at = [1, 2], epochs = 2"),
+            ["workloads.0.recipe.step_at.1", "equal to 1", "got 2"],
+        ),
+        (
+            ("epochs = 2", "epochs = 2, nesterov = true, momentum = 0"),
+            ["workloads.0.recipe", "a momentum above"],
+        ),
         (("epochs = 2", "epochs = 1"), ["workloads.0.recipe.epochs", "1 epochs are too few for 2 phases"]),
         (("seeds = [0]", 'seeds = ["one"]'), ["seeds.0", "'one'"]),
         (("seeds = [0]", "seeds = [1, 1]"), ["seeds", "1 stands there twice"]),
