@@ -16,7 +16,8 @@ from bench.folder import in_one_line
 
 LAYOUT = "x_train (N,H,W) or (N,H,W,C) uint8, y_train, x_test, y_test"
 
-_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_DAMAGE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, RuntimeError, MemoryError)
+"""RuntimeError: encrypted, or said to be by a flipped bit, or packed in a way that Python does not know."""
 
 
 def read_npz(path: Path, classes: int | None = None, augment: bool = False) -> RawData:

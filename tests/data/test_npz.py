@@ -129,3 +129,21 @@ def test_a_flipped_byte_is_noticed(npz: Write, arrays: Make) -> None:
     at = content.index(pixels) + 100
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     assert refusal(path).startswith("x_train cannot be read (BadZipFile: Bad CRC-32")
+
+
+def test_encrypted(npz: Write) -> None:
+    """One flipped bit, in the directory of the archive, says so."""
+    path = npz()
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    assert " cannot be read (RuntimeError: File " in refusal(path)
+
+
+def test_more_than_there_is_memory_for(npz: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    path = npz()
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", full)
+    assert refusal(path) == "x_train cannot be read (MemoryError: Unable to allocate 9 TiB)"
