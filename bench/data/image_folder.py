@@ -27,6 +27,10 @@ def read_image_folder(folder: Path) -> RawData:
         if not (folder / part).is_dir():
             raise BadInput(f"{folder}: no folder {part!r} (expected {folder.name}/{part}/<class>/*.png)")
     classes = subfolders(folder / "train")
+    if len(classes) < 2:
+        raise BadInput(
+            f"{folder / 'train'}: holds {len(classes)} folders, must hold one for each class, two at least"
+        )
     unknown = sorted(set(subfolders(folder / "test")) - set(classes))
     if unknown:
         raise BadInput(f"{folder / 'test' / unknown[0]}: class {unknown[0]!r} is not in train")

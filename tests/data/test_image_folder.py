@@ -124,4 +124,14 @@ def test_a_single_class(tmp_path: Path) -> None:
     for part in ("train", "test"):
         (tmp_path / part / "only").mkdir(parents=True)
         Image.fromarray(pixels("o", 0, (4, 4))).save(tmp_path / part / "only" / "0.png")
-    assert refusal(tmp_path) == f"{tmp_path}: y_train has fewer than 2 classes"
+    line = f"{tmp_path / 'train'}: holds 1 folders, must hold one for each class, two at least"
+    assert refusal(tmp_path) == line
+
+
+def test_images_that_lie_in_no_class(grey: Path) -> None:
+    for image in grey.rglob("*.png"):
+        image.rename(image.parent.parent / f"{image.parent.name}-{image.name}")
+    for part in COUNTS:
+        for name in COUNTS[part]:
+            (grey / part / name).rmdir()
+    assert refusal(grey).startswith(f"{grey / 'train'}: holds 0 folders, must hold one for each class")
