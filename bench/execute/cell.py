@@ -28,7 +28,7 @@ from bench.compaction.verify import FLOAT32_BOUND, Certificate, difference
 from bench.data.batches import Normalise, evaluation_batch, ordered
 from bench.data.split import Split
 from bench.device import exact_float32, place
-from bench.errors import CellFailed
+from bench.errors import BadInput, CellFailed
 from bench.execute import layout
 from bench.execute.memory import T, in_memory, raise_if_lost
 from bench.execute.outcome import Outcome, describe_failure
@@ -140,8 +140,12 @@ class CellRun:
             self.store.write(self.outcome.train("failed", seconds, failure=failure))
 
     def open_data(self) -> None:
-        """Raises BadInput where the data is missing or damaged."""
-        dataset = data.load(self.cell.workload.dataset, self.data_root)
+        """Raises BadInput where the data is missing or damaged, or is not what was planned with: the files of a data
+        set may change while a long run is under way, and its records would name the data of before."""
+        workload = self.cell.workload
+        dataset = data.load(workload.dataset, self.data_root)
+        if dataset.fingerprint != workload.dataset_fingerprint:
+            raise BadInput(f"data set {workload.dataset!r}: has changed since the run was planned")
         self.dataset = replace(
             dataset, train=dataset.train.to(self.device), validation=dataset.validation.to(self.device)
         )

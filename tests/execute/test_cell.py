@@ -6,13 +6,18 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bench.cells import Cell
+from bench.data.registry import _prepared
 from bench.execute.cell import CellRun
+from bench.filters import Filters
+from bench.plan import make_plan
 from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
+from bench.suite import Suite
 from bench.training.loop import Loop
 from methods.base import SparsityPlan
 from methods.dense import Dense
@@ -75,6 +80,27 @@ def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(
     _, point = cell.points[1]
     found = [Store(tmp_path / name).read("point", point) for name in ("at once", "alone", "later")]
     assert len({record.test.loss for record in found if isinstance(record, PointRecord) and record.test}) == 1
+
+
+def test_data_that_change_under_a_run_are_not_trained_on(tmp_path: Path) -> None:
+    """The record would name the data that were there when it was planned."""
+    path, images = tmp_path / "mine.npz", np.zeros((40, 8, 8), dtype=np.uint8)
+
+    def write(value: int) -> None:
+        images[0] = value
+        labels = np.arange(40) % 2
+        np.savez(path, x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+    write(1)
+    entry = {"dataset": str(path), "network": "mlp-300-100", "recipe": {"epochs": 1}}
+    mine = {"title": "mine", "seeds": [0], "workloads": [entry], "methods": [{"name": "dense"}]}
+    (cell,) = make_plan(Suite.model_validate(mine), Filters(), None).cells
+    write(2)
+    _prepared.cache_clear()  # of the process that has planned
+    assert not run_of(cell, tmp_path / "results").run()
+    failure = trained(cell, tmp_path / "results").failure
+    assert failure is not None
+    assert failure.reason == f"BadInput: data set {str(path)!r}: has changed since the run was planned"
 
 
 class Stop(BaseException):
