@@ -41,9 +41,9 @@ def read_state(path: Path) -> dict[str, Any] | None:
         with safe_open(str(path), framework="pt") as file:
             described = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError):
+        restored: dict[str, Any] = _restore(described, tensors)
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
         return None
-    restored: dict[str, Any] = _restore(described, tensors)
     return restored
 
 

@@ -54,6 +54,16 @@ def test_a_file_cut_short_counts_as_none(tmp_path: Path) -> None:
     assert read_state(path) is None
 
 
+@pytest.mark.parametrize("damage", [(b"tensor:/w", b"tensor:/v"), (b"i:0", b"i:x")])
+def test_a_damaged_description_counts_as_none(tmp_path: Path, damage: tuple[bytes, bytes]) -> None:
+    """Else it would fail whoever takes it up, at every try."""
+    path = tmp_path / "a.safetensors"
+    write_state(path, {"w": torch.zeros(2), "at": {0: 1}})
+    assert read_state(path) is not None
+    path.write_bytes(path.read_bytes().replace(*damage))
+    assert read_state(path) is None
+
+
 def test_what_cannot_be_kept_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="/method/thing"):
         write_state(tmp_path / "a", {"method": {"thing": object()}})
