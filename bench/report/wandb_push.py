@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 LEDGER = "wandb-ledger.json"
 LEADERBOARD_RUN = "leaderboard"
+TAG_LENGTH = 64
+"""Characters: W&B refuses a run with a longer tag. The whole words stand in its config."""
 
 
 class Pushed(NamedTuple):
@@ -218,7 +220,10 @@ def _send(replay: _Replay, options: Mapping[str, Any]) -> None:
         name=f"{record.method.label} {record.workload.network} {record.strength} s{record.seed}",
         group=record.suite,
         job_type=record.kind,
-        tags=[record.workload.dataset, record.workload.network, record.method.label],
+        tags=[
+            word[:TAG_LENGTH]
+            for word in (record.workload.dataset, record.workload.network, record.method.label)
+        ],
         config=_config(replay),
     )
     try:

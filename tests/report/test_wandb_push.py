@@ -108,6 +108,18 @@ def test_what_a_run_holds(results: Path, tmp_path: Path) -> None:
     assert summary["status"] == "done"
 
 
+def test_a_label_longer_than_a_tag_may_be(tmp_path: Path) -> None:
+    """As `bench controls` makes them; W&B would refuse the run."""
+    store, label = Store(tmp_path / "results"), "random at the ratios of " + "a method with a long name " * 3
+    train = train_record(label, "lenet5")
+    store.write(train)
+    store.write(point_record(train, 0.5))
+    assert len(push(store.root, "demo", offline=True, directory=tmp_path).sent) == 2
+    (path,) = tmp_path.rglob("run-*-s0.wandb")
+    run = next(record.run for record in stored(path) if record.HasField("run"))
+    assert list(run.tags) == ["digits", "lenet5", label[:64]]
+
+
 def test_no_key_is_one_line_and_wandb_is_not_even_imported(results: Path) -> None:
     code = (
         "import sys; from bench.errors import BadInput; from bench.report.wandb_push import push\n"
