@@ -60,10 +60,12 @@ def _make_one_question_of_controls(frame: pandas.DataFrame, group: pandas.DataFr
 
 
 def _settings(row: dict[Any, Any]) -> dict[str, Any]:
-    """Every setting of a variant under one flat name."""
+    """Every setting of a variant under one flat name; of the method's, one that is taken is told as `config.NAME`."""
     flat = {
         "method": row["method"],
         "data": row["dataset_fingerprint"],
         "protocol": int(row["protocol_version"]),
+        **json.loads(row["recipe"]),
     }
-    return flat | json.loads(row["recipe"]) | json.loads(row["config"])
+    config = json.loads(row["config"])
+    return flat | {f"config.{name}" if name in flat else name: value for name, value in config.items()}

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pandas
 import pytest
-from records_factory import CPU, latency_part, measure_record, point_record, suite_records, train_record
+from records_factory import (
+    CPU,
+    latency_part,
+    measure_record,
+    point_record,
+    settings,
+    suite_records,
+    train_record,
+)
 from rich.console import Console
 
 from bench.records.schema import DynamicCost, Failure
@@ -148,6 +156,28 @@ def test_numbers_of_two_budgets_never_share_a_row(frame_of: Frames) -> None:
     ]
     assert board.loc["magnitude [epochs=20]", "delta"] == pytest.approx(-0.01), "to dense of the same budget"
     assert board.loc["magnitude [epochs=4]", "delta"] == pytest.approx(-0.1)
+
+
+def test_nor_where_the_method_has_a_setting_of_that_name_too(frame_of: Frames) -> None:
+    """As `weight_decay` and `schedule` of some: it must not hide that of the recipe."""
+    records = []
+    for epochs in (4, 20):
+        train = train_record("magnitude", epochs=epochs)
+        train = train.model_copy(update={"method": settings("magnitude", epochs=2)})
+        records += [train, point_record(train, 0.5)]
+    board = leaderboard(frame_of(records))
+    assert board["label"].tolist() == ["magnitude [epochs=20]", "magnitude [epochs=4]"]
+
+
+def test_two_settings_of_one_name_are_both_told(frame_of: Frames) -> None:
+    records = []
+    for own in (1, 2):
+        train = train_record("magnitude", learning_rate=own)
+        records += [train, point_record(train, 0.5)]
+    assert leaderboard(frame_of(records))["label"].tolist() == [
+        "magnitude [config.learning_rate=1]",
+        "magnitude [config.learning_rate=2]",
+    ]
 
 
 def test_a_label_that_names_two_configurations_is_told_apart(frame_of: Frames) -> None:
