@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from bench.compaction.gating import Gates
 from bench.measure.modes import evaluation_mode
@@ -43,9 +45,10 @@ def dynamic_cost(
     outputs are fixed. A layer that reads several sites counts in full. A gate costs 2·C·places + 4·C, or 5·C
     on features: mean and product over the map, normalisation and clip.
     """
-    layers = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    layers = {name: m for name, m in network.named_modules() if isinstance(m, _ConvNd | nn.Linear)}
     gated = [site for site in sites if site.name in gates]
-    shapes = _shapes(network, {*layers, *(site.ends[0] for site in gated)}, example)
+    calls = _calls(network, {*layers, *(site.ends[0] for site in gated)}, example)
+    shapes = dict(calls)
     readers = [reader for site in sites for reader in site.readers]
     open_share = {
         reader: min(activity[site.name], site.size) / site.size
@@ -54,7 +57,7 @@ def dynamic_cost(
         if readers.count(reader) == 1
     }
     macs, operations = 0.0, 0
-    for name, shape in shapes.items():
+    for name, shape in calls:
         if name in layers:
             weight = layers[name].weight
             places = shape.numel() / weight.shape[0]
@@ -65,14 +68,18 @@ def dynamic_cost(
     return DynamicCost(expected_macs=macs, gate_operations=operations, gate_parameters=gate_parameters(gates))
 
 
-def _shapes(network: nn.Module, layers: set[str], example: Tensor) -> dict[str, torch.Size]:
-    """Of the outputs of those layers that run."""
-    shapes: dict[str, torch.Size] = {}
+def _calls(network: nn.Module, layers: set[str], example: Tensor) -> list[tuple[str, torch.Size]]:
+    """Each call of those layers that run, one that is shared has several, with the shape of what all of its weights
+    meet at every place: the output, of a transposed convolution the input."""
+    calls: list[tuple[str, torch.Size]] = []
+
+    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        transposed = isinstance(module, _ConvNd) and module.transposed
+        calls.append((name, (inputs[0] if transposed else output).shape))
+
     twin = copy.deepcopy(network)
     for name in layers:
-        twin.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: shapes.__setitem__(name, output.shape)
-        )
+        twin.get_submodule(name).register_forward_hook(partial(note, name))
     with evaluation_mode(twin), torch.inference_mode():
         twin(example)
-    return shapes
+    return calls

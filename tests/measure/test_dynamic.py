@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bench import networks
 from bench.compaction import find_sites
@@ -28,6 +29,32 @@ def test_expected_macs() -> None:
     assert half.expected_macs == pytest.approx(2_293_000 - 0.5 * 50 * 20 * 25 * 64)
     none = dynamic_cost(network, sites, {}, {}, EXAMPLE)
     assert (none.expected_macs, none.gate_operations, none.gate_parameters) == (2_293_000, 0, 0)
+
+
+class _SharedAndTransposed(nn.Module):
+    """conv1 is gated, `shared` runs twice, and `up` is a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.shared = nn.Conv2d(1, 4, 3), nn.Conv2d(6, 6, 3, padding=1)
+        self.conv2, self.up = nn.Conv2d(4, 6, 3), nn.ConvTranspose2d(6, 2, 2, stride=2)
+        self.fc = nn.Linear(2, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.conv1(x).relu()).relu()
+        x = self.up(self.shared(self.shared(x).relu()).relu()).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+def test_every_call_of_every_layer_counts() -> None:
+    """With all units open it is what the static network costs."""
+    network = _SharedAndTransposed().eval()
+    sites = [site for site in find_sites(network, EXAMPLE) if site.name == "conv1"]
+    gates = {site.name: InputGate(*(torch.ones(site.size) for _ in range(3))) for site in sites}
+    macs = cost(network, EXAMPLE).macs
+    assert dynamic_cost(network, sites, gates, {"conv1": 4.0}, EXAMPLE).expected_macs == macs
+    half = dynamic_cost(network, sites, gates, {"conv1": 2.0}, EXAMPLE)
+    assert half.expected_macs == macs - 0.5 * 4 * 6 * 9 * 24 * 24
 
 
 def test_the_numbers_of_the_gates_count() -> None:
