@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,14 +82,14 @@ def views(frame: pandas.DataFrame) -> list[View]:
 
 def write_figures(frame: pandas.DataFrame, directory: Path) -> list[Path]:
     """Write `<data set>-accuracy-<view>.pdf`, `.png` and `.json` (the records) for every data set and view of
-    a point frame. The same records give the same bytes, with the same matplotlib."""
+    a point frame, of a path its words. The same records give the same bytes, with the same matplotlib."""
     import matplotlib
 
     paths: list[Path] = []
     labelled = distinct_labels(frame)
     for dataset, rows in labelled.groupby("dataset", sort=True):
         for view in views(rows):
-            stem = f"{dataset}-accuracy-{view.name}"
+            stem = f"{_in_a_name(str(dataset))}-accuracy-{view.name}"
             with matplotlib.rc_context():
                 matplotlib.rcdefaults()  # a figure must not depend on the settings of whoever makes it
                 for name, value in STYLE.items():
@@ -102,6 +103,11 @@ def write_figures(frame: pandas.DataFrame, directory: Path) -> list[Path]:
             used = frame[frame["dataset"] == dataset]
             paths.append(write_sidecar(directory / f"{stem}.json", used, view=view.name))
     return paths
+
+
+def _in_a_name(dataset: str) -> str:
+    """What files are called by: a data set may be the path of one, and its folder is not where figures belong."""
+    return re.sub(r"[^\w.-]+", "-", dataset).strip("-.")
 
 
 def draw(rows: pandas.DataFrame, view: View) -> Figure:

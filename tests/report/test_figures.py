@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from records_factory import METHODS, suite_records, train_record
+from records_factory import METHODS, point_record, suite_records, train_record
 
 from bench.records.schema import Failure
 from bench.report.figures import _accuracy_range, draw, views, write_figures
@@ -26,6 +26,15 @@ def test_pdf_png_and_sidecar_of_every_view(frame_of: Frames, tmp_path: Path) -> 
     sidecar = json.loads((tmp_path / "figures" / "digits-accuracy-macs.json").read_text())
     assert sidecar["records"]["point"] == sorted(frame["id"])
     assert len(sidecar["records_digest"]) == 16
+
+
+def test_of_a_data_set_by_path_they_lie_in_the_folder_too(frame_of: Frames, tmp_path: Path) -> None:
+    data = tmp_path / "data" / "my own.npz"
+    train = train_record("dense", dataset=str(data))
+    paths = write_figures(frame_of([train, point_record(train, 0.0)]), tmp_path / "figures")
+    assert {path.parent for path in paths} == {tmp_path / "figures"}
+    assert paths[0].name.endswith("data-my-own.npz-accuracy-macs.pdf")
+    assert not data.parent.exists()
 
 
 def test_the_same_records_give_the_same_bytes(frame_of: Frames, tmp_path: Path) -> None:
