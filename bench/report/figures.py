@@ -1,9 +1,9 @@
 """Figures for a paper: accuracy against MACs, parameters and measured latency, one panel per network.
 
 Every seed is a faint dot, the line of a method goes through the means over seeds by rising strength, the
-front over the means is a broad grey step, the dense network a black star. Where a method zeroes single
-weights, the parameters figure shows its non-zero parameters with hollow markers and leaves it off the front:
-without a sparse format nothing was saved.
+front over the means is a broad grey step, the dense network a black star, one for each budget. Where a method
+zeroes single weights, the parameters figure shows its non-zero parameters with hollow markers and leaves it off
+the front: without a sparse format nothing was saved.
 """
 
 from __future__ import annotations
@@ -164,14 +164,13 @@ def _means(rows: pandas.DataFrame, view: View) -> list[_Mean]:
 
 
 def _panel(axis: Axes, rows: pandas.DataFrame, means: list[_Mean], view: View, look: dict[str, Look]) -> None:
-    dense = rows[(rows["method"] == "dense") & (rows["status"] == "done")]
-    dense_cost, dense_accuracy = _mean(dense[view.column]), 100 * _mean(dense["test_accuracy"])
+    dense = _dense(rows, view)
     seen = [value for mean in means for value in mean.accuracies.tolist()]
-    low, high = _accuracy_range(seen, dense_accuracy)
+    low, high = _accuracy_range(seen, [accuracy for _, accuracy in dense])
 
     solid = [mean for mean in means if not mean.hollow]
-    costs = [*(mean.cost for mean in solid), dense_cost]
-    accuracies = [*(mean.accuracy for mean in solid), dense_accuracy]
+    costs = [*(mean.cost for mean in solid), *(cost for cost, _ in dense)]
+    accuracies = [*(mean.accuracy for mean in solid), *(accuracy for _, accuracy in dense)]
     front = pareto_front(costs, accuracies)
     steps: dict[str, Any] = {"where": "post", "color": "0.8", "linewidth": 3.5, "zorder": 1}
     axis.step([costs[i] for i in front], [accuracies[i] for i in front], **steps)
@@ -200,25 +199,35 @@ def _panel(axis: Axes, rows: pandas.DataFrame, means: list[_Mean], view: View, l
             axis.plot(mean.costs[shown], mean.accuracies[shown], marker="o", markersize=2.8, **dots)
             if mean.accuracy < low:
                 axis.plot([mean.cost], [low], **arrow)
-    if not math.isnan(dense_accuracy):
-        axis.axhline(dense_accuracy, color="black", linestyle=":", linewidth=0.8, zorder=1.5)
-        axis.plot([dense_cost], [dense_accuracy], "*", color="black", markersize=9, zorder=5)
+    for cost, accuracy in dense:
+        axis.axhline(accuracy, color="black", linestyle=":", linewidth=0.8, zorder=1.5)
+        axis.plot([cost], [accuracy], "*", color="black", markersize=9, zorder=5)
     axis.set_ylim(low, high)
-    _scale_cost(axis, [cost for cost in (*(mean.cost for mean in means), dense_cost) if cost > 0])
+    _scale_cost(
+        axis, [cost for cost in (*(mean.cost for mean in means), *(cost for cost, _ in dense)) if cost > 0]
+    )
     _describe(axis, rows, view, [mean.accuracy for mean in means if mean.accuracy < low])
 
 
-def _accuracy_range(accuracies: list[float], dense: float) -> tuple[float, float]:
+def _dense(rows: pandas.DataFrame, view: View) -> list[tuple[float, float]]:
+    """Mean cost and accuracy of the dense network, of each budget where there are several. The cost is NaN where it was
+    not measured."""
+    dense = rows[(rows["method"] == "dense") & (rows["status"] == "done")]
+    groups = [seeds for _, seeds in dense.groupby("label", sort=True)]
+    return [(_mean(seeds[view.column]), 100 * _mean(seeds["test_accuracy"])) for seeds in groups]
+
+
+def _accuracy_range(accuracies: list[float], dense: list[float]) -> tuple[float, float]:
     """The accuracies to show, in percent.
 
     Collapsed points must not squeeze all others into the top of the panel: the axis reaches one and a half
     times as far down as three quarters of the points fell, and at most 40 points.
     """
-    known = [value for value in (*accuracies, dense) if not math.isnan(value)]
+    known = [value for value in (*accuracies, *dense) if not math.isnan(value)]
     if not known:
         return 0.0, 100.0
     top = max(known)
-    reference = top if math.isnan(dense) else dense
+    reference = min(dense, default=top)
     reach = min(40.0, max(2.0, 1.5 * (reference - float(np.quantile(known, 0.25)))))
     bottom = max(min(known), reference - reach)
     margin = 0.06 * max(top - bottom, 0.5)

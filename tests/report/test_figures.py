@@ -105,6 +105,16 @@ def test_one_line_per_method_and_a_dot_per_seed(frame_of: Frames) -> None:
     assert legend == {"dense", "front of the means", "magnitude"}
 
 
+def test_dense_networks_of_two_budgets_are_two_stars(frame_of: Frames) -> None:
+    """Their mean would be no network at all."""
+    trains = [train_record("dense", "lenet5", epochs=epochs) for epochs in (4, 20)]
+    points = [point_record(train, 0.0, accuracy) for train, accuracy in zip(trains, (0.9, 0.98), strict=True)]
+    rows = distinct_labels(frame_of([*trains, *points]))
+    lines = draw(rows, views(rows)[0]).axes[0].get_lines()
+    stars = [float(line.get_ydata()[0]) for line in lines if line.get_marker() == "*"]
+    assert sorted(stars) == pytest.approx([90.0, 98.0])
+
+
 def test_zeroed_weights_are_hollow_and_off_the_front(frame_of: Frames) -> None:
     rows = distinct_labels(
         frame_of(suite_records(networks=["lenet5"], labels=["dense", "magnitude-weights"]))
@@ -122,14 +132,14 @@ def test_latency_is_drawn_only_where_it_was_measured(frame_of: Frames) -> None:
 
 
 def test_the_accuracy_axis_survives_collapse() -> None:
-    low, high = _accuracy_range([97.0, 96.5, 96.0, 95.0, 94.0, 10.0], 97.5)
+    low, high = _accuracy_range([97.0, 96.5, 96.0, 95.0, 94.0, 10.0], [97.5])
     assert 85 < low < 94
     assert 97.5 < high < 99
-    low, _ = _accuracy_range([10.0] * 5 + [96.0], 97.5)
+    low, _ = _accuracy_range([10.0] * 5 + [96.0], [97.5])
     assert low > 50
-    low, _ = _accuracy_range([97.4, 97.3, 97.2], 97.5)
+    low, _ = _accuracy_range([97.4, 97.3, 97.2], [97.5])
     assert 97.0 < low < 97.2
-    assert _accuracy_range([], float("nan")) == (0.0, 100.0)
+    assert _accuracy_range([], []) == (0.0, 100.0)
 
 
 def test_a_dozen_methods_look_different() -> None:
