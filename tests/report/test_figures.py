@@ -131,6 +131,21 @@ def test_latency_is_drawn_only_where_it_was_measured(frame_of: Frames) -> None:
     assert [view.name for view in views(frame)] == ["macs", "parameters"]
 
 
+def test_a_method_looks_the_same_in_every_figure(frame_of: Frames) -> None:
+    """Also where another before it has no latency."""
+    records = suite_records(["lenet5"], ["dense", "magnitude", "random"], seeds=[0])
+    rows = distinct_labels(frame_of(records))
+    rows.loc[rows["label"] == "magnitude", ["latency_ms_b1", "latency_ms_b256"]] = float("nan")
+    seen = {}
+    for view in views(rows):
+        (legend,) = draw(rows, view).legends
+        lines = {line.get_label(): (line.get_color(), line.get_marker()) for line in legend.get_lines()}
+        assert ("magnitude" in lines) == (not view.measured)
+        seen[view.name] = lines["random"]
+    assert len(seen) == 4
+    assert len(set(seen.values())) == 1
+
+
 def test_the_accuracy_axis_survives_collapse() -> None:
     low, high = _accuracy_range([97.0, 96.5, 96.0, 95.0, 94.0, 10.0], [97.5])
     assert 85 < low < 94
