@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 WIDTH = 7.0
 """Inches: the text width of a two-column paper, so that nothing is scaled and 7 pt stay 7 pt."""
@@ -35,6 +36,8 @@ WIDTH = 7.0
 _PANEL_HEIGHT = {1: 2.9, 2: 2.7, 3: 2.4}
 """Inches, by how many panels stand side by side (at most three)."""
 _LEGEND_COLUMNS = 3
+_LEGEND_WIDTH = (75, 125)
+"""Characters of a line of the legend, beside one panel and below several."""
 _DEVICE_WIDTH = 28
 """Characters that a line below a panel has room for, where three stand side by side."""
 _LOG_FROM = 3.0
@@ -122,8 +125,7 @@ def draw(rows: pandas.DataFrame, view: View) -> Figure:
     look = looks(sorted(rows.loc[rows["method"] != "dense", "label"].unique()))
     across = min(max(_PANEL_HEIGHT), len(networks))
     down = math.ceil(len(networks) / across)
-    legend_rows = math.ceil((len(labels) + 2) / _LEGEND_COLUMNS) if across > 1 else 0
-    figure = Figure(figsize=(WIDTH, _PANEL_HEIGHT[across] * down + 0.15 * legend_rows), layout="constrained")
+    figure = Figure((WIDTH, _PANEL_HEIGHT[across] * down), STYLE["savefig.dpi"], layout="constrained")
     axes = figure.subplots(down, across, squeeze=False)
     for index, axis in enumerate(axes.flat):
         if index >= len(networks):
@@ -138,16 +140,30 @@ def draw(rows: pandas.DataFrame, view: View) -> Figure:
         Line2D([], [], color="0.8", linewidth=3.5, label="front of the means"),
     ]
     for label in labels:
-        note = " (non-zero)" if label in hollow else ""
-        handles.append(Line2D([], [], label=label + note, **look[label].line(label in hollow)))
-    figure.legend(
-        handles=handles,
-        loc="outside right center" if across == 1 else "outside lower center",
-        ncols=1 if across == 1 else _LEGEND_COLUMNS,
-        frameon=False,
-        handlelength=2.8,
-    )
+        text = textwrap.fill(label + (" (non-zero)" if label in hollow else ""), _LEGEND_WIDTH[across > 1])
+        handles.append(Line2D([], [], label=text, **look[label].line(label in hollow)))
+    _add_legend(figure, handles, below=across > 1)
     return figure
+
+
+def _add_legend(figure: Figure, handles: list[Line2D], below: bool) -> None:
+    """Below the panels, in as many columns as the page has room for, or beside the only one; the page grows with it,
+    for what does not fit is cut off."""
+    for columns in range(_LEGEND_COLUMNS if below else 1, 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            loc="outside lower center" if below else "outside right center",
+            ncols=columns,
+            frameon=False,
+            handlelength=2.8,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    lines = [str(handle.get_label()).count("\n") + 1 for handle in handles]
+    height = 0.15 * max(sum(part) for part in np.array_split(lines, columns))
+    panels = figure.get_figheight()
+    figure.set_figheight(panels + height if below else max(panels, height + 0.15))
 
 
 def _means(rows: pandas.DataFrame, view: View) -> list[_Mean]:

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import pandas
 import pytest
 from records_factory import METHODS, point_record, suite_records, train_record
@@ -11,7 +12,7 @@ from records_factory import METHODS, point_record, suite_records, train_record
 from bench.records.schema import Failure
 from bench.report.figures import _accuracy_range, draw, views, write_figures
 from bench.report.groups import distinct_labels
-from bench.report.style import looks, plain_number
+from bench.report.style import STYLE, looks, plain_number
 
 Frames = Callable[..., pandas.DataFrame]
 LABELS = ("dense", "magnitude", "magnitude-weights", "random")
@@ -129,6 +130,22 @@ def test_zeroed_weights_are_hollow_and_off_the_front(frame_of: Frames) -> None:
 def test_latency_is_drawn_only_where_it_was_measured(frame_of: Frames) -> None:
     frame = frame_of(suite_records(labels=["magnitude"], seeds=[0], measured=False))
     assert [view.name for view in views(frame)] == ["macs", "parameters"]
+
+
+@pytest.mark.parametrize("networks", [["lenet5"], ["lenet5", "mlp-300-100"]])
+@pytest.mark.parametrize("words", [1, 6, 20])
+def test_the_legend_is_on_the_page(networks: list[str], words: int, frame_of: Frames) -> None:
+    """Of many methods and of long labels; what is beyond the page is cut off."""
+    labels = ["dense", *(f"method {i:02} [{'setting=1, ' * words}]" for i in range(30))]
+    rows = distinct_labels(frame_of(suite_records(networks, labels, [0.5], [0], measured=False)))
+    with matplotlib.rc_context(STYLE):
+        figure = draw(rows, views(rows)[0])
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    page, box = figure.bbox, legend.get_window_extent()
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0 < box.y1 <= page.y1
+    assert min(axis.get_position().width for axis in figure.axes) > 0.2
 
 
 def test_a_method_looks_the_same_in_every_figure(frame_of: Frames) -> None:
