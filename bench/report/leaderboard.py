@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,15 +97,13 @@ def _row(
     interval = t_interval(accuracy.values())
     dense = reference.get(tuple(first[WORKLOAD]), {})
     delta = paired_difference(accuracy, {} if first["method"] == "dense" else dense)
-    kinds = Counter(group.loc[group["status"] == "failed", "failure"].astype("object"))
-    failed = sum(kinds.values())
     means = {name: _mean(done[name]) for name in _MEANS}
     row |= {
         "method": first["method"],
         "granularity": str(first["granularity"]),
         "seeds": len(done),
-        "failed": failed,
-        "failures": f"{failed} of {len(group)} failed: {', '.join(sorted(kinds))}" if failed else "",
+        "failed": int((group["status"] == "failed").sum()),
+        "failures": failures(group),
         "test_accuracy": interval.mean,
         "test_accuracy_half_width": interval.half_width,
         "delta": delta.mean,
@@ -126,6 +123,12 @@ def _row(
         flags = done[unstable(name)].dropna()
         row[unstable(name)] = bool(flags.any()) if len(flags) else None
     return row
+
+
+def failures(group: pandas.DataFrame) -> str:
+    """How many of the rows failed, and how; nothing where none did."""
+    kinds = group.loc[group["status"] == "failed", "failure"].astype("object")
+    return f"{len(kinds)} of {len(group)} failed: {', '.join(sorted(set(kinds)))}" if len(kinds) else ""
 
 
 def _dense_accuracy(frame: pandas.DataFrame) -> dict[tuple[Any, ...], dict[int, float]]:

@@ -12,7 +12,7 @@ from bench.records.files import write_atomically
 from bench.records.frame import RATIOS
 from bench.report.columns import NONE, number
 from bench.report.groups import QUESTION, distinct_labels
-from bench.report.leaderboard import means_by_site
+from bench.report.leaderboard import failures, means_by_site
 from bench.report.sidecar import write_sidecar
 from bench.statistics.intervals import Interval, ratio_of_means, t_interval
 from bench.suite import Published, Suite, load, matching_workloads, shipped
@@ -46,13 +46,15 @@ def published_table(frame: pandas.DataFrame, suite: Suite) -> pandas.DataFrame:
 
     `<name>_published`, `<name>`, `<name>_half_width` (half the 95 % t-interval over the seeds of the row) and
     `<name>_difference`, ours less theirs, in the units of the suite file; a ratio is that of means, as in the
-    leaderboard. A figure whose points have not been run has a row without ours. Only rows of the suite's own name
+    leaderboard. Where seeds failed, which ours leave out, a last column `failures` says so. A figure whose points have
+    not been run has a row without ours. Only rows of the suite's own name
     count: other suites have other budgets.
     """
     frame = frame[frame["suite"] == suite.name]
     frame = distinct_labels(frame.assign(entry=frame["label"].astype("object")))
     rows = [row for published in suite.published for row in _rows(frame, suite, published)]
-    table = pandas.DataFrame(rows, columns=_NAMES)
+    some_failed = any(row["failures"] for row in rows)
+    table = pandas.DataFrame(rows, columns=[*_NAMES, *(["failures"] if some_failed else [])])
     return table.astype({"seeds": "Int64"})
 
 
@@ -77,7 +79,7 @@ def _rows(frame: pandas.DataFrame, suite: Suite, published: Published) -> Iterat
 
 def _row(at: dict[str, Any], group: pandas.DataFrame, suite: Suite, published: Published) -> dict[str, Any]:
     done = group[group["status"] == "done"].assign(test_error=lambda rows: 1 - rows["test_accuracy"])
-    row = {"suite": suite.name, **at, "seeds": len(done)}
+    row = {"suite": suite.name, **at, "seeds": len(done), "failures": failures(group)}
     for key in _NUMBERS:
         interval, theirs = _interval(done, key), getattr(published, key)
         row |= {f"{key}_published": theirs, key: interval.mean, f"{key}_half_width": interval.half_width}
@@ -123,6 +125,8 @@ def _lines(row: Mapping[Any, Any], keys: Sequence[str]) -> list[list[str]]:
     """Published, ours and, where there is a figure, the difference."""
     from_where = f" ({row['provenance']})" if isinstance(row["provenance"], str) else ""
     seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+    if row.get("failures"):
+        seeds += f", {row['failures']}"
     lines = [
         [str(row["label"]), number(row["strength"], "g"), f"published{from_where}"],
         ["", "", f"ours, {seeds}"],

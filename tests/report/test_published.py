@@ -115,6 +115,17 @@ def test_fewer_macs_is_what_the_leaderboard_says(frame_of: Frames, load: Callabl
     assert row["macs_ratio"] == leaderboard(frame)["macs_ratio"][0] == pytest.approx(4 / 3)
 
 
+def test_seeds_that_failed_are_not_left_out_in_silence(frame_of: Frames, load: Callable) -> None:
+    suite = load(FIGURES.replace("strength = 0.5", "strength = 0.75"))
+    table = published_table(frame_of(records()), suite)
+    assert table["seeds"].tolist() == [2, 0]
+    assert table["failures"].tolist() == ["1 of 3 failed: collapsed", ""]
+    text = to_markdown(table, suite)
+    assert "| ours, 2 seeds, 1 of 3 failed: collapsed |" in text
+    assert "| ours, 0 seeds |" in text
+    assert "failures" not in published_table(frame_of(records()), load(FIGURES))
+
+
 def test_markdown(frame_of: Frames, load: Callable) -> None:
     suite = load(FIGURES)
     text = to_markdown(published_table(frame_of(records()), suite), suite)
@@ -136,7 +147,7 @@ def test_where_nothing_was_published_ours_stand_alone(frame_of: Frames, load: Ca
     assert table[["strength", "seeds"]].to_numpy().tolist() == [[0.5, 3], [0.75, 2]]
     text = to_markdown(table, suite)
     assert "| magnitude | 0.75 | published | — | — | — | — |" in text
-    assert "| ours, 2 seeds | 10.00 ± 0.00 |" in text
+    assert "| ours, 2 seeds, 1 of 3 failed: collapsed | 10.00 ± 0.00 |" in text
     assert "difference" not in text
     assert text.count("none found: neither text nor code could be read") == 1
 
