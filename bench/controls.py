@@ -127,7 +127,7 @@ def _pairs(values: Mapping[str, Any]) -> list[str]:
 def _toml(value: Any) -> str:
     """Strings, numbers and truth values are written alike in JSON and TOML; tables inline."""
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{_toml(key)} = {_toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(each) for each in value) + "]"
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)  # TOML knows no surrogate pairs

@@ -198,6 +198,15 @@ def test_the_same_compute(finished: tuple[Path, dict[str, PointRecord]], tmp_pat
         control_suite([point, finished[1]["magnitude 0.8"]], same_compute=True)
 
 
+def test_a_label_in_any_script(finished: tuple[Path, dict[str, PointRecord]], tmp_path: Path) -> None:
+    _, points = finished
+    point = points["magnitude 0.8"]
+    point = point.model_copy(update={"method": point.method.model_copy(update={"label": "größe 🎯"})})
+    made = control_suite([point])
+    (tmp_path / "c.toml").write_text(as_toml(made), encoding="utf-8")
+    assert suite.load(str(tmp_path / "c.toml")).methods == made.methods
+
+
 def test_what_has_no_controls(finished: tuple[Path, dict[str, PointRecord]]) -> None:
     _, points = finished
     with pytest.raises(BadInput, match="keeps the whole network"):
