@@ -56,3 +56,12 @@ def test_a_strength_with_a_failed_seed_is_not_chosen_but_failures_alone_are_show
     last = (frame["strength"] == 0.75) & (frame["seed"] == 2)
     frame.loc[last, "status"] = "failed"
     assert chosen(frame) == {"dense": [0.0], "magnitude": [0.5], "random": [0.5]}
+
+
+def test_a_strength_that_not_every_seed_has_reached_is_not_chosen(frame_of: Frames) -> None:
+    """Of a run that was cut short: the one seed that has reached it may be a good one."""
+    points = {("dense", 0.0): (0.97, 1.0), ("magnitude", 0.5): (0.968, 0.5), ("magnitude", 0.9): (0.97, 0.1)}
+    frame = frame_with(frame_of, points)
+    assert chosen(frame) == {"dense": [0.0], "magnitude": [0.9]}
+    cut = frame[(frame["strength"] != 0.9) | (frame["seed"] == 1)]
+    assert chosen(cut) == {"dense": [0.0], "magnitude": [0.5]}
