@@ -159,10 +159,13 @@ def _mean(column: pandas.Series) -> float:
 
 
 def means_by_site(column: pandas.Series) -> dict[str, float]:
-    """Site → mean over the rows of a column of JSON (site → number), in the order of the network; a row without is
-    left out."""
-    rows = [json.loads(text) for text in column.dropna()]
-    return {site: sum(row[site] for row in rows) / len(rows) for site in (rows[0] if rows else ())}
+    """Site → mean over the rows of a column of JSON (site → number), in the order of the network; of a site that some
+    rows are without, as where only some seeds have a gate, over the others."""
+    found: dict[str, list[float]] = {}
+    for text in column.dropna():
+        for site, value in json.loads(text).items():
+            found.setdefault(site, []).append(value)
+    return {site: sum(values) / len(values) for site, values in found.items()}
 
 
 def by_site(column: pandas.Series) -> str | None:

@@ -311,6 +311,15 @@ def test_layers_units_and_activity_are_shown_where_rows_differ(frame_of: Frames)
     assert board.loc["magnitude", ["layers", "dense_layers", "active_layers"]].tolist() == [2, 3, 1]
 
 
+def test_a_gate_that_only_some_seeds_have_is_the_mean_of_these(frame_of: Frames) -> None:
+    records = []
+    for seed, activity in enumerate(({"conv1": 4.0, "conv2": 6.0}, {"conv1": 8.0})):
+        train = train_record("gated", seed=seed)
+        point = point_record(train, 0.5).model_copy(update={"expected_activity": activity})
+        records += [train, point]
+    assert leaderboard(frame_of(records))["activity"].tolist() == ["6-6"]
+
+
 def test_what_all_rows_have_alike_is_not_shown(frame_of: Frames) -> None:
     text = to_markdown(leaderboard(frame_of(layered("dense", 1.0, 3, 3) + layered("magnitude", 1.0, 3, 3))))
     for header in ("layers", "active layers", "units", "active units"):
