@@ -223,7 +223,9 @@ def _panel(axis: Axes, rows: pandas.DataFrame, means: list[_Mean], view: View, l
     _scale_cost(
         axis, [cost for cost in (*(mean.cost for mean in means), *(cost for cost, _ in dense)) if cost > 0]
     )
-    _describe(axis, rows, view, [mean.accuracy for mean in means if mean.accuracy < low])
+    below = [mean.accuracy for mean in means if mean.accuracy < low]
+    alone = sum(int((mean.accuracies < low).sum()) for mean in means if mean.accuracy >= low)
+    _describe(axis, rows, view, below, alone)
 
 
 def _dense(rows: pandas.DataFrame, view: View) -> list[tuple[float, float]]:
@@ -266,14 +268,16 @@ def _scale_cost(axis: Axes, costs: list[float]) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
 
 
-def _describe(axis: Axes, rows: pandas.DataFrame, view: View, below: list[float]) -> None:
-    """The network above; below what is on x, and what the panel cannot show."""
+def _describe(axis: Axes, rows: pandas.DataFrame, view: View, below: list[float], alone: int) -> None:
+    """The network above; below what is on x, and what the panel cannot show: means, and single seeds of other means."""
     lines = [view.axis]
     if view.measured:
         devices = ", ".join(sorted(rows["latency_device"].dropna().astype("object").unique()))
         lines += textwrap.wrap(f"on {devices}", _DEVICE_WIDTH)
     if below:
         lines.append(f"▼ {len(below)} below the axis, down to {min(below):.0f} %")
+    if alone:
+        lines.append(f"{alone} dot{'s' * (alone > 1)} of single seeds below the axis")
     failed = rows[rows["status"] == "failed"]
     if len(failed):
         kinds = ", ".join(sorted(failed["failure"].astype("object").unique()))

@@ -82,6 +82,17 @@ def test_failures_and_collapsed_points_are_noted(frame_of: Frames) -> None:
     assert axis.get_ylim()[0] > 60
 
 
+def test_a_seed_below_the_axis_whose_mean_is_above_is_noted(frame_of: Frames) -> None:
+    trains = [train_record("magnitude", "lenet5", seed) for seed in (0, 1, 2)]
+    points = [point_record(train, 0.5, value) for train, value in zip(trains, (0.98, 0.98, 0.1), strict=True)]
+    dense = train_record("dense", "lenet5")
+    rows = distinct_labels(frame_of([*trains, *points, dense, point_record(dense, 0.0, 0.98)]))
+    (axis,) = draw(rows, views(rows)[0]).axes
+    assert 10 < axis.get_ylim()[0] < 100 * (0.98 + 0.98 + 0.1) / 3
+    assert "1 dot of single seeds below the axis" in axis.get_xlabel()
+    assert "▼" not in axis.get_xlabel()
+
+
 def test_a_panel_names_the_device_of_its_latency(frame_of: Frames) -> None:
     """Networks may have one each; costs that are counted have none."""
     rows = distinct_labels(frame_of(suite_records(networks=["lenet5", "mlp-300-100"], seeds=[0])))
