@@ -58,9 +58,11 @@ def workloads(suite: Suite, filters: Filters) -> list[tuple[int, WorkloadEntry]]
 
 
 def entries_of(suite: Suite, filters: Filters) -> list[Entry]:
-    """The suite's entries that pass the filter, then the methods of files, each with its checked config."""
+    """The suite's entries that pass the filter, then methods that are named though the suite lacks them, then those of
+    files, each with its checked config."""
     words = {word for entry in suite.methods for word in (entry.name, entry.shown)}
-    wanted = _words(suite, words, filters.methods, "method")
+    lacking = _lacking(filters.methods, words)
+    wanted = _words(suite, {*words, *lacking}, filters.methods, "method")
     chosen = []
     for at, entry in enumerate(suite.methods):
         where = f"{suite.where}: methods.{at}"
@@ -71,6 +73,12 @@ def entries_of(suite: Suite, filters: Filters) -> list[Entry]:
             raise BadInput(f"{where}.{key}: {error}") from None
         if {entry.name, entry.shown} & wanted:
             chosen.append(Entry(where, entry, method))
+    for name in lacking:
+        where = f"--method {name}"
+        try:
+            chosen.append(Entry(where, MethodEntry(name=name), methods.create(name)))
+        except ValueError as error:
+            raise BadInput(f"{where}: {error}") from None
     for file in dict.fromkeys(filters.files):
         try:
             kind = methods.load_file(Path(file))
@@ -83,6 +91,17 @@ def entries_of(suite: Suite, filters: Filters) -> list[Entry]:
     for opened in chosen:
         _check_traits(opened)
     return chosen
+
+
+def _lacking(wanted: Sequence[str], words: set[str]) -> list[str]:
+    """Of the wanted methods those that the suite lacks and the package, or another one, has."""
+    strange = [word for word in dict.fromkeys(wanted) if word not in words]
+    if not strange:
+        return []
+    try:
+        return [word for word in strange if word in methods.available()]
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def _check_traits(opened: Entry) -> None:

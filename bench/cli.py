@@ -174,7 +174,10 @@ def _filters(parser: argparse.ArgumentParser, files: bool = True) -> None:
         action="append",
         default=[],
         metavar="NAME|FILE.py" if files else "NAME",
-        help=f"{says}; a file adds the method it defines (repeatable)" if files else f"{says} (repeatable)",
+        help=f"{says}, or one of `bench list methods` that the suite lacks; a file adds the method it defines "
+        "(repeatable)"
+        if files
+        else f"{says} (repeatable)",
     )
     parser.add_argument("--network", action="append", default=[], help="only this network (repeatable)")
     parser.add_argument("--dataset", action="append", default=[], help="only this data set (repeatable)")

@@ -83,6 +83,8 @@ def load_file(path: str | Path) -> type[Method]:
     method = found[0]
     _check_attributes(str(path), method)
     if method.name in available():
+        if Path(inspect.getfile(get(method.name))).resolve() == resolved:
+            raise BadMethodFile(f"{path}: a method of the package, given by its name: {method.name}")
         raise BadMethodFile(f"{path}: the name {method.name!r} is taken ({source(method.name)})")
     _from_files[method.name] = (resolved, method)
     return method

@@ -76,3 +76,12 @@ def test_a_method_known_by_name_says_where_its_file_was_edited_since(
     assert "nothing is left to do" in out
     say_of_the_file("")
     assert "edited since" not in plan()
+
+
+def test_a_method_that_the_suite_lacks_runs_by_its_name() -> None:
+    """One that was put into `methods/`, or comes with another package, is in no suite that ships."""
+    write(Path("mine.toml"), SUITE)
+    (cell,) = make_plan(suites.load("mine.toml"), Filters(methods=("random",), strengths=(0.5,)), None).cells
+    assert (cell.method.name, cell.method.source, cell.method_file) == ("random", "builtin", None)
+    both = make_plan(suites.load("mine.toml"), Filters(methods=("dense", "random")), None).cells
+    assert {cell.method.name for cell in both} == {"dense", "random"}

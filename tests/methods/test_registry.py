@@ -163,6 +163,12 @@ def test_a_path_that_is_no_python_file_is_refused(name: str, says: str, tmp_path
         methods.load_file(tmp_path / name)
 
 
+def test_a_file_of_the_package_goes_by_its_name() -> None:
+    path = Path(methods.__path__[0], "dense.py")
+    with pytest.raises(methods.BadMethodFile, match="a method of the package, given by its name: dense"):
+        methods.load_file(path)
+
+
 def test_two_files_cannot_share_a_name(tmp_path: Path) -> None:
     for name in ("one.py", "two.py"):
         (tmp_path / name).write_text(MINE)
