@@ -95,7 +95,7 @@ class CellRun:
             trained = self._in_memory(self._train_stage)
         except Exception as error:
             raise_if_lost(error)
-            failure = describe_failure(error, self.recipe)
+            failure = describe_failure(error, self.recipe, self.cell.method_file)
             self._record_untrained(failure, time.perf_counter() - began)
             for strength, point in points:
                 self.store.write(self.outcome.point(strength, point, "failed", 0.0, failure=failure))
@@ -108,9 +108,8 @@ class CellRun:
             except Exception as error:
                 raise_if_lost(error)
                 seconds = time.perf_counter() - began
-                record = self.outcome.point(
-                    strength, point, "failed", seconds, failure=describe_failure(error)
-                )
+                failure = describe_failure(error, method_file=self.cell.method_file)
+                record = self.outcome.point(strength, point, "failed", seconds, failure=failure)
             self.store.write(record)
         return all(self.store.status("point", point) == "done" for _, point in self.cell.points)
 

@@ -8,6 +8,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,8 +88,11 @@ class Outcome:
         )
 
 
-def describe_failure(error: Exception, recipe: Recipe | None = None) -> Failure:
-    """A record's reason for whatever a cell raised. recipe: of the training that failed, for what may help it."""
+def describe_failure(
+    error: Exception, recipe: Recipe | None = None, method_file: str | None = None
+) -> Failure:
+    """A record's reason for whatever a cell raised. recipe: of the training that failed, for what may help it.
+    method_file: the user's own, whose line is named where the error came through it."""
     detail = "".join(traceback.format_exception(error))
     if isinstance(error, CellFailed):
         return Failure(kind=error.kind, reason=str(error))
@@ -99,7 +103,16 @@ def describe_failure(error: Exception, recipe: Recipe | None = None) -> Failure:
         hint = "; a smaller batch_size, or accumulate_on_out_of_memory = true in the recipe, may fit"
         helps = recipe is not None and not recipe.accumulate_on_out_of_memory
         return Failure(kind="memory", reason=f"out of memory: {what}{hint if helps else ''}", detail=detail)
-    return Failure(kind="error", reason=f"{type(error).__name__}: {first_line}", detail=detail)
+    where = _line_of(method_file, error) if method_file is not None else ""
+    return Failure(kind="error", reason=f"{type(error).__name__}: {first_line}{where}", detail=detail)
+
+
+def _line_of(file: str, error: Exception) -> str:
+    """The innermost line of a file that an error came through."""
+    path = Path(file).resolve()
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path]
+    return f" ({path.name}, line {lines[-1]})" if lines else ""
 
 
 def _peak_rss_bytes() -> int:

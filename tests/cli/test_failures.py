@@ -86,7 +86,11 @@ def test_every_failure_is_a_record_and_the_rest_goes_on(folder: Path, first: int
         assert reason in record["failure"]["reason"]
         train = json.loads((folder / "r" / "train" / f"{record['train_id']}.json").read_text())
         assert train["status"] == ("done" if method == "empties" else "failed")
-    assert "out of luck" in found["mlp-300-100", "raises"]["failure"]["detail"]
+    failure = found["mlp-300-100", "raises"]["failure"]
+    assert "out of luck" in failure["detail"]
+    lines = (folder / "raises.py").read_text().splitlines()
+    at = next(number for number, line in enumerate(lines, 1) if "out of luck" in line)
+    assert failure["reason"] == f"ValueError: out of luck (raises.py, line {at})"
 
 
 def test_the_leaderboard_shows_them(folder: Path, first: int) -> None:
