@@ -13,6 +13,8 @@ from torch import nn
 import bench
 from bench.cli import main
 from bench.errors import BadInput
+from bench.records.read import read_records
+from bench.records.times import spent
 from bench.report.readme import update_readme
 
 ROOT = Path(bench.__file__).parents[1]
@@ -57,6 +59,14 @@ def test_bad_markers_are_refused(tmp_path: Path, text: str) -> None:
     readme.write_text(text, encoding="utf-8")
     with pytest.raises(BadInput, match=r"R\.md"):
         update_readme(readme, bench.read_results(PUBLISHED), tmp_path)
+
+
+def test_the_minutes_are_those_of_the_records() -> None:
+    text = README.read_text(encoding="utf-8")
+    told = re.search(r"bench run (paper-\S+) .*# (\d+) minutes of one core, measured", text)
+    assert told is not None
+    records = read_records(ROOT / "results" / "published" / told[1])
+    assert round(spent(records).total / 60) == int(told[2])
 
 
 def test_the_snippet_of_compaction_runs() -> None:
