@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import bench
 from bench.cli import main
+from bench.data import load_test
 from bench.errors import BadInput
 from bench.records.read import read_records
 from bench.records.times import spent
@@ -99,3 +101,10 @@ def test_the_example_runs(
     assert sorted(mine.index) == [0.25, 0.5, 0.75]
     assert mine["certificate"].all()
     assert mine["macs"].is_monotonic_decreasing
+    use = re.search(r"```python\n(import bench\nfrom bench\.data import load\n.*?)```", text, re.DOTALL)
+    assert use is not None
+    test = load_test("digits", None)
+    names: dict[str, Any] = {"images": test.images}
+    exec(use[1], names)
+    right = (names["logits"].argmax(1) == test.labels).float().mean()
+    assert float(right) == pytest.approx(names["point"].test_accuracy)

@@ -110,15 +110,14 @@ def save_compact(
     write_atomically(directory / ARCHITECTURE, (archive.model_dump_json(indent=1) + "\n").encode())
 
 
-def load_compact(directory: Path) -> nn.Module:
+def load_compact(directory: str | Path) -> nn.Module:
     """The network of an archive, with its gates, if any, in place; on the CPU, in eval mode. Raises BadInput where the
     folder is damaged."""
-    return load_archive(directory).gated()
+    return load_archive(Path(directory)).gated()
 
 
 def load_archive(directory: Path) -> Loaded:
     """An archive, its gates apart. Raises BadInput where the folder is damaged."""
-    directory = Path(directory)
     path = directory / ARCHITECTURE
     try:
         archive = _Archive.model_validate_json(path.read_bytes())
