@@ -29,10 +29,20 @@ class EagerStep:
 
     def __call__(self, batch: Batch) -> Tensor:
         self.optimizers.zero_grad()
-        loss = self.method.training_step(batch) if self.parts == 1 else self._in_parts(batch)
+        loss = self._in_one(batch) if self.parts == 1 else self._in_parts(batch)
+        if all(parameter.grad is None for parameter in self.optimizers.parameters):
+            raise RuntimeError(
+                f"training_step of {self.method.name} leaves no gradient: to call backward() is up to it"
+            )
         if self.gradient_clip:
             nn.utils.clip_grad_norm_(self.optimizers.parameters, self.gradient_clip)
         self.optimizers.step()
+        return loss
+
+    def _in_one(self, batch: Batch) -> Tensor:
+        loss = self.method.training_step(batch)
+        if loss is None:
+            raise TypeError(f"training_step of {self.method.name} returns nothing: it owes the task loss")
         return loss
 
     def _in_parts(self, batch: Batch) -> Tensor:
@@ -47,7 +57,7 @@ class EagerStep:
             share = len(targets) / images
             for leaf in collecting:
                 leaf.grad = None
-            total += share * self.method.training_step(Batch(inputs, targets))
+            total += share * self._in_one(Batch(inputs, targets))
             for leaf in collecting:
                 if leaf.grad is not None:
                     part = leaf.grad.mul_(share)

@@ -14,7 +14,7 @@ from bench import data, networks
 from bench.training.loop import Loop
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
-from methods.base import Evaluation, Method, Phase, Request, SparsityPlan, Traits
+from methods.base import Batch, Evaluation, Method, Phase, Request, SparsityPlan, Traits
 
 
 class Asking(Method):
@@ -101,3 +101,23 @@ def test_a_phase_is_looked_at_where_it_begins_and_not_trained_before() -> None:
     before, at, after = (loop.progress.history[place]["validation_loss"] for place in (2, 3, -1))
     assert at == pytest.approx(math.log(10))
     assert before < at > after
+
+
+@pytest.mark.parametrize(
+    ("backward", "returns", "says"),
+    [(False, True, "forgetful leaves no gradient"), (True, False, "forgetful returns nothing")],
+)
+def test_a_step_that_owes_something_is_told_what(backward: bool, returns: bool, says: str) -> None:
+    """Without gradients the network would stay as it was drawn, and be scored so."""
+
+    class Forgetful(Asking):
+        name = "forgetful"
+
+        def training_step(self, batch: Batch) -> Tensor:
+            loss = self.context.task_loss(self.network(batch.inputs), batch.targets)
+            if backward:
+                loss.backward()
+            return loss.detach() if returns else None  # type: ignore[return-value]
+
+    with pytest.raises((RuntimeError, TypeError), match=f"training_step of {says}"):
+        train({}, Forgetful)
