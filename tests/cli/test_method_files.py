@@ -4,6 +4,7 @@ by its name."""
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_two_versions_of_a_file_never_share_a_row() -> None:
     points = [p for p in read_records(Path("r")).point.values() if p.method.name == "edited"]
     first, second = (point.method.source_digest for point in points)
     assert len({first, second, ""}) == 3
+    now = hashlib.sha256(Path("edited.py").read_bytes()).hexdigest()
+    assert sum(now.startswith(digest) for digest in (first, second)) == 1
     assert main(["report", "--results", "r"]) == 0
     with Path("r/report/leaderboard.csv").open() as file:
         rows = {row["label"]: row["seeds"] for row in csv.DictReader(file)}
