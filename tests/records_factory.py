@@ -203,7 +203,7 @@ def latency_part(
         clock=clock,  # type: ignore[arg-type]
         batch=batch,
         engine=engine,
-        dtype="float32",
+        dtype="fp32",
         layout="contiguous",
         calls=200,
         blocks=20,

@@ -340,10 +340,10 @@ def _headline_measurements(records: Records, device: str | None) -> dict[str, Me
 
 
 def _headline_latency(measure: MeasureRecord) -> dict[str, Any]:
-    """On the host's clock, which sees what a caller waits for; of several engines for plain networks eager float32
+    """On the host's clock, which sees what a caller waits for; of several engines for plain networks eager fp32
     comes first."""
     row: dict[str, Any] = {}
-    ordered = sorted(measure.latency, key=lambda part: (part.engine != "eager", "float32" not in part.dtype))
+    ordered = sorted(measure.latency, key=lambda part: (part.engine != "eager", part.dtype != "fp32"))
     for part in ordered:
         place = f"{part.engine}_b{part.batch}" if part.engine in _DYNAMIC_ENGINES else f"b{part.batch}"
         if part.clock == "host" and f"speedup_{place}" not in row:
