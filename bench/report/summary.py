@@ -39,10 +39,9 @@ def _cheapest(rows: pandas.DataFrame, bound: float) -> pandas.DataFrame:
     """The rows of one strength of one method."""
     cost = "nonzero" if rows["granularity"].iloc[0] == "weight" else "macs"
     whole = rows.groupby("strength").filter(lambda group: bool((group["status"] == "done").all()))
+    # A run that was cut short leaves strengths that some seeds have not reached.
     counts = whole.groupby("strength")["seed"].transform("size")
-    whole = whole[
-        counts == counts.max()
-    ]  # a run that was cut short leaves strengths that some seeds have not reached
+    whole = whole[counts == counts.max()]
     means = whole.groupby("strength")[["validation_accuracy", cost]].mean()
     if means.empty:
         return rows
