@@ -19,6 +19,12 @@ from bench.execute.interrupts import signals_interrupt
 ROOT = Path(__file__).parents[2]
 
 
+def heed_signals() -> None:
+    """In a child: what the tests' own starter ignores (nohup, a shell's `&`), it would ignore too."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     ("blow", "to_all"),
     [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGHUP, False), (signal.SIGKILL, False)],
@@ -35,7 +41,9 @@ def test_nothing_goes_on_alone(blow: signal.Signals, to_all: bool, tmp_path: Pat
     }
     environment.pop(PIPES, None)
     command = [sys.executable, "-m", "tests.execute.interrupted", str(pid)]
-    run = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
+    run = subprocess.Popen(
+        command, env=environment, cwd=ROOT, start_new_session=True, preexec_fn=heed_signals
+    )
     wait_for(pid.exists)
     (os.killpg if to_all else os.kill)(run.pid, blow)
     assert run.wait(timeout=30) == (130 if blow != signal.SIGKILL else -blow)
@@ -58,7 +66,13 @@ def test_no_plan_is_waited_for(blow: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "run", "digits", "--method", str(method), "--results", "r"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run = subprocess.Popen(
-        command, env=environment, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        cwd=tmp_path,
+        start_new_session=True,
+        preexec_fn=heed_signals,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     wait_for(pid.exists)
     os.killpg(run.pid, blow) if blow == signal.SIGINT else os.kill(run.pid, blow)
