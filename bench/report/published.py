@@ -47,8 +47,7 @@ def published_table(frame: pandas.DataFrame, suite: Suite) -> pandas.DataFrame:
     `<name>_published`, `<name>`, `<name>_half_width` (half the 95 % t-interval over the seeds of the row) and
     `<name>_difference`, ours less theirs, in the units of the suite file; a ratio is that of means, as in the
     leaderboard. Where seeds failed, which ours leave out, a last column `failures` says so. A figure whose points have
-    not been run has a row without ours. Only rows of the suite's own name
-    count: other suites have other budgets.
+    not been run has a row without ours. Only rows of the suite's own name count: other suites have other budgets.
     """
     frame = frame[frame["suite"] == suite.name]
     frame = distinct_labels(frame.assign(entry=frame["label"].astype("object")))
