@@ -34,13 +34,15 @@ class Architecture(_Part):
 
     kept: site (of the network with changed layers) → indices of the units that stay, ascending, none where the network
     can do without them in its concatenations; a site not named keeps all. added_biases: layers without bias in the full
-    network that have one here. multiple: what the number of units of each site was rounded up to.
+    network that have one here. multiple: what the number of units of each site was rounded up to. own_code: whether the
+    code of the network, where nothing in it had to change, was proven to run the layers that are cut; None: not known.
     """
 
     kept: dict[str, list[int]] = {}
     added_biases: tuple[str, ...] = ()
     layer_changes: tuple[LayerChange, ...] = ()
     multiple: int = Field(default=1, ge=1)
+    own_code: bool | None = None
 
 
 def apply_architecture(network: nn.Module, architecture: Architecture, example: Tensor) -> nn.Module:
@@ -74,7 +76,7 @@ def apply_architecture(network: nn.Module, architecture: Architecture, example: 
     for step in graph.steps:
         if step not in gone and len(step.units) > 0 and not bool(keep[step.units].any()):
             raise ValueError(f"the architecture leaves {step.layer or step.name!r} without a unit")
-    result = cut(graph, keep)
+    result = cut(graph, keep, architecture.own_code)
     for layer in architecture.added_biases:
         module = dict(result.named_modules()).get(layer)
         if not isinstance(module, nn.Linear | nn.Conv2d) or module.bias is not None:

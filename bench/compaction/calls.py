@@ -23,9 +23,9 @@ _COUNTING: set[Any] = {
 """Sizes and what is computed of them: nothing but the result comes of it."""
 
 
-def fitting_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> nn.Module:
-    """The graph's network, or, where its code names the number or the places of units that go, a `GraphModule` of the
-    same layers under the same paths. gone: steps that go with all who read them, out of concatenations."""
+def fit_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> bool:
+    """Changes the calls of the graph that name the number or the places of units that go; whether there were any. gone:
+    steps that go with all who read them, out of concatenations."""
     replaced = [step.node for step in graph.steps if step in gone and step.node is not None]
     changed = bool(replaced)
     graph.traced.owning_module = None  # the run on the example, which knows no layer of ours
@@ -43,19 +43,19 @@ def fitting_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> nn.Module:
                 step.node = _select(graph, step, step.node, keep)
             changed = True
     erase_unread(graph.traced, replaced)
-    changed |= _hold_sizes(graph, keep)
-    if not changed and _still_calls(graph, keep):
-        return graph.network
+    return _hold_sizes(graph, keep) or changed
+
+
+def as_called(graph: Graph) -> nn.Module:
+    """A `GraphModule` of the layers of the graph's network under their paths, with the calls that are in the graph."""
     erase_unread(graph.traced, [])
     graph.traced.lint()
     return fx.GraphModule(graph.network, graph.traced, type(graph.network).__name__)
 
 
-def _still_calls(graph: Graph, keep: Tensor) -> bool:
+def still_calls(graph: Graph) -> bool:
     """Whether the code of the network, all of whose layers are cut, does what it did: it may have asked one how many
     outputs it has."""
-    if all(bool(keep[step.units].all()) for step in graph.steps):
-        return True
     try:
         now = trace(graph.network)
     except BadInput:

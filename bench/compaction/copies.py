@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from bench.errors import BadInput
 
-_SHARED = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
-_CONTAINERS = (dict, OrderedDict, set, list)
+_SHARED = frozenset({type(None), bool, int, float, str, bytes, torch.dtype, torch.device})
+_CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
 def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -71,8 +71,15 @@ def _twin(value: Any, memo: dict[int, Any]) -> Any:
         return memo[id(value)]
     if isinstance(value, nn.Module) and _copied_by_its_attributes(kind):
         twin = memo[id(value)] = object.__new__(kind)
-        for name, attribute in value.__dict__.items():
-            twin.__dict__[name] = _twin(attribute, memo)
+        own = twin.__dict__
+        for name, attribute in value.__dict__.items():  # most are empty, or flags
+            kind = type(attribute)
+            if kind in _SHARED:
+                own[name] = attribute
+            elif kind in _CONTAINERS and not attribute:
+                own[name] = kind()
+            else:
+                own[name] = _twin(attribute, memo)
         return twin
     if kind in _CONTAINERS and not value:
         return kind()

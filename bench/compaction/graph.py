@@ -50,6 +50,7 @@ def build_graph(network: nn.Module, example: Tensor) -> Graph:
 class _Builder:
     def __init__(self, network: nn.Module, traced: fx.Graph, run: Record) -> None:
         self.network, self.traced, self.run = network, traced, run
+        self.modules = dict(network.named_modules(remove_duplicate=False))
         self.units = Units()
         self.lists: dict[Step, Tensor] = {}
         self.steps: dict[fx.Node, Step] = {}
@@ -78,7 +79,7 @@ class _Builder:
 
     def _attribute(self, target: str) -> Any:
         home, _, name = target.rpartition(".")
-        return getattr(self.network.get_submodule(home), name)
+        return getattr(self.modules[home], name)
 
     def _shared_modules(self) -> set[int]:
         """Modules with parameters that are called more than once, read apart from their call, or share a
@@ -86,9 +87,9 @@ class _Builder:
         calls: Counter[int] = Counter()
         for node in self.traced.nodes:
             if node.op == "call_module":
-                calls[id(self.network.get_submodule(str(node.target)))] += 1
+                calls[id(self.modules[str(node.target)])] += 1
             elif node.op == "get_attr" and "." in str(node.target):
-                calls[id(self.network.get_submodule(str(node.target).rpartition(".")[0]))] += 2
+                calls[id(self.modules[str(node.target).rpartition(".")[0]])] += 2
         owners: dict[int, set[int]] = {}
         for module in self.network.modules():
             for parameter in module.parameters(recurse=False):
@@ -139,7 +140,7 @@ class _Builder:
             shape=self.run.shapes.get(node, ()),
             units=torch.empty(0, dtype=torch.int64),
             layer=str(node.target) if is_module or operation.kind == "parameter" else "",
-            module=self.network.get_submodule(str(node.target)) if is_module else None,
+            module=self.modules[str(node.target)] if is_module else None,
             node=node,
         )
         self.steps[node], self.lists[step] = step, units
@@ -208,7 +209,7 @@ class _Builder:
         if node.target in _COUNTS:
             self._pin(node, operations.opaque(operations.describe(node)), sources)
         if node in self.run.holds_tensors:
-            module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+            module = self.modules[str(node.target)] if node.op == "call_module" else None
             self._pin(node, operations.opaque(operations.describe(node, module)), sources)
 
     def _pin(self, node: fx.Node, operation: Operation, sources: Iterable[Step]) -> bool:
@@ -226,7 +227,7 @@ class _Builder:
     def _is_layer(self, node: fx.Node) -> bool:
         """Whether it has outputs of its own."""
         if node.op == "call_module":
-            module = self.network.get_submodule(str(node.target))
+            module = self.modules[str(node.target)]
             return any(parameter.dim() > 1 for parameter in module.parameters())
         return operations.describe(node) in _LAYERS
 
@@ -237,7 +238,7 @@ class _Builder:
         if node.op == "placeholder":
             self._wild(node, Operation("input"), ())
             return
-        module = self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = self.modules[str(node.target)] if node.op == "call_module" else None
         if self._moved(node, module):
             return
         inputs = self._tensors(node)
@@ -261,7 +262,7 @@ class _Builder:
         """One number per channel (a layer scale) is cut with the channels; any other tensor is what it is."""
         shape, target = self.run.shapes[node], str(node.target)
         long = [d for d, size in enumerate(shape) if size > 1]
-        home = self.network.get_submodule(target.rpartition(".")[0])
+        home = self.modules[target.rpartition(".")[0]]
         tensor = self._attribute(target)
         if not isinstance(tensor, nn.Parameter):
             reason = "a tensor that is no parameter"

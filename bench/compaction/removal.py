@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bench.compaction.architecture import Architecture, LayerChange
 from bench.compaction.branches import constant_branches, set_shift
+from bench.compaction.calls import as_called, still_calls
 from bench.compaction.copies import plain_copy, sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import change_layers
@@ -52,11 +53,11 @@ def compact(
     first = next((p for p in network.parameters() if p.is_floating_point()), example)
     # Cutting alone rounds nothing, and float32 is half the work; products of weights do, and what the code computes
     # while it is traced.
-    alone = first.dtype is torch.float32 and not plan.layer_actions
-    work = plain_copy(network, None if alone else torch.float64)
+    exact = not _is_single(network) or bool(plan.layer_actions)
+    work = plain_copy(network, torch.float64 if exact else None)
     graph = build_graph(work, example)
-    if alone and has_constants(graph.traced):
-        work = plain_copy(network, torch.float64)
+    if not exact and has_constants(graph.traced):
+        exact, work = True, plain_copy(network, torch.float64)
         graph = build_graph(work, example)
     spaces = find_spaces(graph)
     sites = [space.site for space in spaces]
@@ -81,26 +82,39 @@ def compact(
     held = held_constants(graph, known, keep)
     collapsed = keep_runnable(graph, spaces, known, keep)
     round_up(graph, spaces, known, keep, multiple)
+    removed += sum(int((~keep[space.units]).sum()) for space in spaces)
+    kept_constant = sum(int(held[space.units].sum()) for space in spaces)
     shifts = constant_shifts(graph, keep, known)
-    work = cut(graph, keep).double()
+    exact |= bool(shifts) or bool(branches)
+    work = cut(graph, keep, own_code=True)  # the proof tells whether it does
+    if exact:
+        work = work.double()
     added = add_shifts(work, shifts)
-    delivered = plain_copy(work, first.dtype).to(first.device)
-    certificate = certify(
-        reference,
-        work,
-        delivered,
-        fitting(work, example),
-        real,
-        removed_units=removed + sum(int((~keep[space.units]).sum()) for space in spaces),
-        kept_constant_units=sum(int(held[space.units].sum()) for space in spaces),
-    )
+
+    def proven() -> tuple[nn.Module, Certificate]:
+        single = (plain_copy(work, first.dtype) if exact else work).eval()
+        inputs = fitting(work, example)
+        return single, certify(reference, work, single, inputs, real, removed, kept_constant)
+
+    delivered, certificate = proven()
+    own_code = work is graph.network
+    if own_code and not certificate.passed and not still_calls(graph):
+        own_code, work = False, as_called(graph)
+        delivered, certificate = proven()
     architecture = Architecture(
         kept={space.site.name: keep[space.units].nonzero().flatten().tolist() for space in spaces},
         added_biases=added,
         layer_changes=tuple(changes),
         multiple=multiple,
+        own_code=own_code,
     )
-    return Compacted(delivered, certificate, architecture, collapsed, graph.opaque)
+    return Compacted(delivered.to(first.device), certificate, architecture, collapsed, graph.opaque)
+
+
+def _is_single(network: nn.Module) -> bool:
+    """Whether all its numbers are in float32."""
+    tensors = (*network.parameters(), *network.buffers())
+    return all(tensor.dtype is torch.float32 for tensor in tensors if tensor.is_floating_point())
 
 
 def _without(graph: Graph, branches: Sequence[tuple[str, Tensor]], example: Tensor) -> Graph:

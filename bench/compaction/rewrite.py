@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bench.compaction.calls import fitting_calls
+from bench.compaction.calls import as_called, fit_calls, still_calls
 from bench.compaction.liveness import Values
 from bench.compaction.own_layers import Shift
 from bench.compaction.runnable import dispensable
@@ -61,12 +61,15 @@ def add_bias(module: nn.Linear | nn.Conv2d) -> None:
 
 
 @torch.no_grad()
-def cut(graph: Graph, keep: Tensor) -> nn.Module:
+def cut(graph: Graph, keep: Tensor, own_code: bool | None = None) -> nn.Module:
     """The graph's network with every parameter and buffer sliced to the kept units; the graph is stale afterwards.
 
     The same modules, changed in place. The network itself is the same too, unless its code would not fit fewer
     channels (a chunk, a shuffle, the size of a view, a concatenation of which a whole operand goes): then it is a
     `GraphModule` with other calls in their place.
+
+    own_code: whether its code, where nothing in it has to change, does the same with the layers that are cut (it may
+    ask one for its width). None: not known; then it is traced again and compared.
     """
     gone = dispensable(graph, keep)
     for step in graph.steps:
@@ -99,7 +102,10 @@ def cut(graph: Graph, keep: Tensor) -> nn.Module:
             module.heads = int(out.view(module.heads, -1).any(1).sum())
         elif isinstance(module, Shift):
             _replace(module, "bias", module.bias[out])
-    return fitting_calls(graph, keep, gone)
+    changed = fit_calls(graph, keep, gone)
+    if own_code is None and not changed:
+        own_code = all(bool(keep[step.units].all()) for step in graph.steps) or still_calls(graph)
+    return as_called(graph) if changed or not own_code else graph.network
 
 
 def _cut_parameter(network: nn.Module, step: Step, keep: Tensor) -> None:

@@ -89,7 +89,7 @@ def reference_of(twin: nn.Module, plan: SparsityPlan, graph: Graph, sites: Seque
     check_plan(twin, sites, plan)
     reference = twin
     masks = {twin.get_parameter(name): mask for name, mask in plan.weight_masks.items()}
-    for module in reference.modules():
+    for module in reference.modules() if masks else ():
         for name, weight in list(module.named_parameters(recurse=False)):
             if weight in masks:
                 setattr(module, name, nn.Parameter(weight.detach() * masks[weight].to(weight)))
@@ -148,8 +148,8 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def certify(
     reference: nn.Module,
-    compact_float64: nn.Module,
-    compact: nn.Module,
+    rewritten: nn.Module,
+    delivered: nn.Module,
     example: Tensor,
     real: Tensor | None,
     removed_units: int,
@@ -157,8 +157,8 @@ def certify(
 ) -> Certificate:
     """Compares in float64, which proves the rewriting, and in float32, which proves what is delivered.
 
-    reference, compact: on the CPU, in the precision of the network. Random inputs of the example's shape are
-    always compared, `real` (N, C, H, W) beside them.
+    reference, delivered: on the CPU, in the precision of the network. rewritten: what is delivered, as precise as it
+    was made. Random inputs of the example's shape are always compared, `real` (N, C, H, W) beside them.
     """
     generator = torch.Generator().manual_seed(0)
     shape = (_RANDOM_IMAGES, *example.shape[1:])
@@ -168,13 +168,17 @@ def certify(
     if real is not None:
         batches += list(real.detach().cpu().double().split(_CHUNK))
     try:
-        exact = difference(plain_copy(reference, torch.float64), compact_float64, batches)
+        exact = difference(
+            plain_copy(reference, torch.float64), plain_copy(rewritten, torch.float64), batches
+        )
         singles = [batch.float() for batch in batches]
-        single = difference(plain_copy(reference, torch.float32), plain_copy(compact, torch.float32), singles)
+        single = difference(
+            plain_copy(reference, torch.float32), plain_copy(delivered, torch.float32), singles
+        )
     except Exception as error:
         reason = f"the compact network does not run: {' '.join(str(error).split())[:300]}"
         return Certificate(False, float("inf"), float("inf"), removed_units, kept_constant_units, reason)
-    dtypes = [p.dtype for p in compact.parameters() if p.is_floating_point()]
+    dtypes = [p.dtype for p in delivered.parameters() if p.is_floating_point()]
     rounding = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
     faults = [
         f"{precision} differs by {value:.2g} of the output scale (bound {bound:g})"

@@ -281,11 +281,17 @@ def constant(m: nn.Module, x: Tensor) -> Tensor:
     return m.fc(m.conv(x).relu().mean((2, 3))) + torch.ones(3)
 
 
-@pytest.mark.parametrize(("code", "differs"), [(normalised, True), (asserting, True), (constant, False)])
+def to_no_effect(m: nn.Module, x: Tensor) -> Tensor:
+    return m.fc(F.dropout(m.conv(x).relu().mean((2, 3)), 1 / m.conv.out_channels, m.training))
+
+
+@pytest.mark.parametrize(
+    ("code", "differs"), [(normalised, True), (asserting, True), (constant, False), (to_no_effect, False)]
+)
 def test_code_that_asks_a_layer_for_its_width(
     code: Callable[[nn.Module, Tensor], Tensor], differs: bool
 ) -> None:
-    network = Coded(code, conv=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 3))
+    network = Coded(code, conv=nn.Conv2d(3, 8, 1), fc=nn.Linear(8, 3), spare=nn.Linear(2, 2))
     randomise(network)
     result = check(network, halves(network), EXAMPLE)
     assert result.certificate.removed_units == 4
@@ -294,6 +300,9 @@ def test_code_that_asks_a_layer_for_its_width(
     rebuilt = apply_architecture(network, result.architecture, EXAMPLE).eval()
     rebuilt.load_state_dict(result.network.state_dict())
     assert torch.equal(rebuilt(EXAMPLE), result.network(EXAMPLE))
+    of_an_older_archive = result.architecture.model_copy(update={"own_code": None})
+    alike = apply_architecture(network, of_an_older_archive, EXAMPLE).eval()
+    assert isinstance(alike, fx.GraphModule) == (differs or code is to_no_effect)
 
 
 def test_pieces_that_nobody_reads() -> None:

@@ -51,8 +51,8 @@ def test_certificate_fails_when_any_parameter_moves(
 ) -> None:
     """The compact network is spoilt after rewriting; even an error that float32 would not see is found."""
 
-    def spoiling(graph: object, keep: Tensor) -> nn.Module:
-        network = real_cut(graph, keep)  # type: ignore[arg-type]
+    def spoiling(graph: object, keep: Tensor, own_code: bool) -> nn.Module:
+        network = real_cut(graph, keep, own_code)  # type: ignore[arg-type]
         modules = {step.layer: step.module for step in graph.steps if step.module is not None}  # type: ignore[attr-defined]
         layer, _, word = name.rpartition(".")
         with torch.no_grad():
@@ -90,8 +90,8 @@ def test_certificate_fails_when_constants_are_not_folded(monkeypatch: pytest.Mon
 
 
 def test_certificate_fails_when_the_compact_network_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def halved(graph: object, keep: Tensor) -> nn.Module:
-        network = real_cut(graph, keep)  # type: ignore[arg-type]
+    def halved(graph: object, keep: Tensor, own_code: bool) -> nn.Module:
+        network = real_cut(graph, keep, own_code)  # type: ignore[arg-type]
         fc = next(s.module for s in graph.steps if s.layer == "fc")  # type: ignore[attr-defined]
         fc.weight = nn.Parameter(fc.weight[:, :2])
         return network
