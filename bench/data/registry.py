@@ -86,7 +86,7 @@ def _prepared(name: str, root: Path | None) -> tuple[Dataset, Split]:
     if not len(validation):
         raise BadInput(f"{name}: no class has the two train images that a validation split takes")
     mean, std = _mean_and_std(raw, train)
-    fingerprint = _fingerprint(train, validation, raw.test)
+    fingerprint = _fingerprint(train, validation, raw.test, classes=raw.classes)
     dataset = Dataset(
         name, train, validation, raw.classes, mean, std, raw.augment, fingerprint, len(raw.test)
     )
@@ -132,8 +132,10 @@ def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
     return (mean / 255).float(), (std / 255).float()
 
 
-def _fingerprint(*splits: Split) -> str:
+def _fingerprint(*splits: Split, classes: int) -> str:
     digest = hashlib.sha256()
+    if classes > 1 + max(int(split.labels.max()) for split in splits):
+        digest.update(f"{classes} classes".encode())  # the labels do not tell
     for split in splits:
         if isinstance(split.images, ImageFiles):
             digest.update(_listing(split.images).encode())

@@ -181,7 +181,7 @@ class CellRun:
         loop = self._loop(subject, path)
         progress = loop.run(phases)
         write_state(path, loop.state())
-        subject.method.detach()
+        subject.detach()
         subject.sites = loop.sites
         subject.without(loop.removed)
         seconds = loop.seconds_before + time.perf_counter() - began
@@ -205,7 +205,7 @@ class CellRun:
         if kept := masks_of(state.get("removed", {}), subject.sites):
             subject.sites = take_away(subject.network, subject.method, subject.sites, kept, self.example)
         load_trained(subject.network, subject.method, state)
-        subject.method.detach()
+        subject.detach()
         subject.without(state.get("removed", {}))
         return subject
 

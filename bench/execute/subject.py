@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,12 +31,16 @@ from methods.base import Method, Phase, Site, StepContext
 @dataclass
 class Subject:
     """sites: those that the method is offered. thinned: what of the full network it was built with, or trained on
-    with, where the method asked for less."""
+    with, where the method asked for less. plain: what of its attachments the network has without a method."""
 
     network: nn.Module
     sites: list[Site]
     method: Method
     thinned: Architecture | None = None
+    plain: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plain = attachments(self.network)
 
     @classmethod
     def of(cls, cell: Cell, dataset: Dataset, example: Tensor) -> Subject:
@@ -67,6 +71,14 @@ class Subject:
             path, sha256 = (Path(start.path), start.sha256) if start else (None, "")
             networks.load_start(self.network, workload.network, path, sha256)
 
+    def detach(self) -> None:
+        """Takes the method off the network. Raises RuntimeError where it leaves something behind."""
+        self.method.detach()
+        if left := attachments(self.network) - self.plain:
+            raise RuntimeError(
+                f"detach of {self.method.name} leaves {', '.join(sorted(left)[:3])}: all that it puts in has to go"
+            )
+
     def without(self, removed: Removed) -> None:
         """Note what the training has taken away for good."""
         if removed:
@@ -79,10 +91,27 @@ class Subject:
             return compacted
         kept = composed(self.thinned.kept, compacted.architecture.kept)
         changes = (*self.thinned.layer_changes, *compacted.architecture.layer_changes)
-        architecture = compacted.architecture.model_copy(update={"kept": kept, "layer_changes": changes})
+        architecture = compacted.architecture.model_copy(
+            update={"kept": kept, "layer_changes": changes, "own_code": None}
+        )
         return Compacted(
             compacted.network, compacted.certificate, architecture, compacted.collapsed, compacted.pinned
         )
+
+
+def attachments(network: nn.Module) -> set[str]:
+    """In words: the hooks of a network, and its parameters."""
+    hooks = {
+        f"{len(found)} {kind}{'' if len(found) == 1 else 's'} on {path or 'the network'!r}"
+        for path, module in network.named_modules()
+        for kind, found in (
+            ("forward hook", module._forward_hooks),
+            ("forward pre-hook", module._forward_pre_hooks),
+            ("backward hook", module._backward_hooks),
+        )
+        if found
+    }
+    return hooks | {f"the parameter {name!r}" for name, _ in network.named_parameters()}
 
 
 def rounded_up(kept: Tensor, multiple: int) -> Tensor:

@@ -54,5 +54,5 @@ def _count_flops_by_torch(network: nn.Module, example: Tensor) -> int:
     # no_grad, not inference_mode: only the former takes linear apart into the operators that are counted
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(example)
-    counts = counter.get_flop_counts()["Global"]
+    counts = counter.get_flop_counts().get("Global", {})
     return sum(counts.get(operator, 0) for operator in _TORCH_OPERATORS)

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlparse
 
+from pydantic import ValidationError
+
 from bench.errors import BadInput
 from bench.records.files import write_atomically
 from bench.records.read import Records, read_records
@@ -181,19 +183,19 @@ def _start(id: str, options: Mapping[str, Any], **more: Any) -> Any:
     import wandb
 
     options["directory"].mkdir(parents=True, exist_ok=True)
-    settings = wandb.Settings(
-        console="off",
-        silent=True,
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-        host="",
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_disable_stats=True,
-        x_save_requirements=False,
-    )
     try:
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            host="",
+            x_disable_meta=True,
+            x_disable_machine_info=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+        )
         return wandb.init(
             id=id,
             project=options["project"],
@@ -207,6 +209,12 @@ def _start(id: str, options: Mapping[str, Any], **more: Any) -> Any:
             settings=settings,
             **more,
         )
+    except ValidationError as error:  # of what the environment says
+        first = error.errors()[0]
+        setting = "_".join(map(str, first["loc"]))
+        raise BadInput(
+            f"W&B does not take its setting {setting} (WANDB_{setting.upper()}): {first['msg']}"
+        ) from None
     except wandb.errors.Error as error:
         reason = str(error).strip().partition("\n")[0]
         raise BadInput(f"W&B refused the project {options['project']!r}: {reason}") from None

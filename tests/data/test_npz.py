@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from bench import data
+from bench.data import registry
 from bench.data.npz import read_npz
 from bench.errors import BadInput
 
@@ -41,7 +42,11 @@ def test_labels_of_any_integer_type(kind: type, npz: Write, arrays: Make) -> Non
 
 def test_names_of_classes_count_them(npz: Write) -> None:
     """A class may then be without images, as in a part of a larger set."""
-    assert read_npz(npz(classes=np.array(list("abcdef")))).classes == 6
+    path = npz(classes=np.array(list("abcdef")))
+    assert read_npz(path).classes == 6
+    of_six = data.load(path).fingerprint
+    registry._prepared.cache_clear()
+    assert data.load(npz(classes=np.array(list("abcdefg")))).fingerprint != of_six
 
 
 @pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])

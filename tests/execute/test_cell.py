@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bench.cells import Cell
 from bench.data.registry import _prepared
@@ -59,6 +62,28 @@ def test_what_fails_later_leaves_the_record_of_the_training(
     assert [Store(tmp_path).status("point", point) for _, point in cell.points] == ["done", "failed"]
     assert run_of(cell, tmp_path).run(retry_failed=True)
     assert trained(cell, tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (lambda n: n.relu1.register_forward_hook(lambda *given: None), "1 forward hook on 'relu1'"),
+        (lambda n: n.register_forward_pre_hook(lambda *given: None), "1 forward pre-hook on 'the network'"),
+        (lambda n: n.bn1.register_parameter("gate", nn.Parameter(torch.ones(1))), "the parameter 'bn1.gate'"),
+    ],
+)
+def test_what_a_method_leaves_behind_is_no_result(
+    left: Callable[[Any], object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def detach(method: Magnitude) -> None:
+        left(method.network)
+
+    monkeypatch.setattr(Magnitude, "detach", detach)
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.5,), epochs=1)
+    assert not run_of(cell, tmp_path).run()
+    failure = trained(cell, tmp_path).failure
+    assert failure is not None
+    assert f"detach of magnitude leaves {words}: all that it puts in has to go" in failure.reason
 
 
 def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(

@@ -42,6 +42,10 @@ def test_macs_of_a_known_network() -> None:
     assert count_macs(resnet18(), torch.zeros(1, 3, 224, 224)) == 1_813_561_344 + 512_000
 
 
+def test_a_network_that_multiplies_nothing() -> None:
+    assert count_macs(nn.Sequential(nn.Flatten(), nn.ReLU()), torch.randn(1, 4, 9, 9)) == 0
+
+
 def test_counting_leaves_the_network_alone(recwarn: pytest.WarningsRecorder) -> None:
     network = convolutional().train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -1,6 +1,7 @@
 """With the real package, offline: nothing here reaches the network."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -130,6 +131,19 @@ def test_no_key_is_one_line_and_wandb_is_not_even_imported(results: Path) -> Non
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert out.stdout.count("\n") == 1
     assert "WANDB_API_KEY" in out.stdout
+    assert not (results / LEDGER).exists()
+
+
+def test_a_setting_that_wandb_does_not_take(results: Path) -> None:
+    """In a process of its own, as W&B reads them once."""
+    command = [sys.executable, "-m", "bench", "push", "--offline", "--results", str(results)]
+    given = {**os.environ, "WANDB_MODE": "nonsense"}
+    out = subprocess.run(command, capture_output=True, text=True, env=given, timeout=60)
+    assert out.returncode == 2
+    assert out.stderr.startswith(
+        "bench: W&B does not take its setting mode (WANDB_MODE): Input should be 'onl"
+    )
+    assert out.stderr.count("\n") == 1
     assert not (results / LEDGER).exists()
 
 
