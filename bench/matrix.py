@@ -25,8 +25,8 @@ HEADING = f"""# What runs where
 Made by `bench list matrix`, with every network that comes with the suite built for {SHAPE[1]}×{SHAPE[2]} images and
 every method at its default settings. `inner` and `streams` count the groups of units that can be removed, `branches`
 the residual branches that can be dropped whole. Methods that remove units work on the inner ones, and on streams (units
-that a residual addition or a concatenation ties together) with `streams = true` in the workload; single weights go from
-all; branches are for methods that remove layers. ✓: runs; a number: skipped, for the reason below.
+that a residual addition or a concatenation ties together) with `streams = true` in the workload, where their docstring
+does not say otherwise (heterogeneous sensitivity); single weights go from all; branches are for methods that remove layers. ✓: runs; a number: skipped, for the reason below.
 """
 
 

@@ -38,6 +38,8 @@ Choices and deviations, with reasons:
   to ‖s‖₂ = √size after each step, which changes nothing that the network computes, so that ‖s‖₁ falls by zeros only.
 - ε is in nats, where multiples of the loss of an equally trained dense network would compare better across data sets:
   a method knows of no training but its own, and to train that network as well would be a second budget.
+- E is the recipe's loss. With label smoothing it has a floor (0.50 nats at 0.1 and ten classes), below which no
+  tolerance can be met.
 - A strength of 0 removes nothing: a cross-entropy cannot meet such a tolerance. Nothing is attached, and the network
   is trained in the phases of the config, which for the L-curve or with `finetune` is not the schedule of a dense one.
 - Where no state meets a tolerance, the last one counts, and the notes say so.

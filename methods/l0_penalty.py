@@ -23,7 +23,8 @@ Deviations, the same for all three methods, with reasons:
 - The gates' learning rate is thirty times the papers' 1e-3: their LeNet trainings have 90,000 to 230,000 steps, and
   at 1e-3 the gates of a training of a few thousand would hardly have moved.
 - No exponential moving average of the weights, which only some of the released settings use.
-- At λ = 0 nothing is to be closed and the whole network stays: no gate is placed, the training is that of `dense`.
+- At λ = 0 nothing is to be closed and the whole network stays: no gate is placed, the training is that of `dense`, in
+  the phases of the method (the plastic gates have three, each with the recipe's schedule) and in its precision.
 """
 
 from __future__ import annotations

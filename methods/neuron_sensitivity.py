@@ -13,8 +13,9 @@ Deviations, with reasons:
 - The derivative is that of each image. The code differentiates the batch's mean and then averages again,
   which makes `full` too small by the batch size.
 - Logits, not probabilities: those sum to 1, so their lower bound is zero everywhere.
-- Where a normalisation over the batch lies between p_i and y, an image's p_i moves the logits of other images
-  too. One product per class cannot tell these apart; the derivative is that of the sum over the batch.
+- Where a normalisation over the batch lies between p_i and y, its statistics are held constant (`held_statistics`).
+  Otherwise the product is the derivative of the sum over the batch, most of which cancels there, and S would be
+  several times smaller in front of a normalisation than behind it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from methods.held_statistics import HeldStatistics
 from methods.past_pooling import past_pooling
 from methods.unit_axis import unit_axis
 
@@ -136,6 +138,8 @@ class SensitivityProbe:
         self._edges: dict[str, GradientEdge] = {}
         self._local: dict[str, Tensor] = {}
         self._axes = {layer: unit_axis(network.get_submodule(layer)) for layer in layers}
+        # First, as the output of a normalisation is watched behind the fork.
+        self._statistics = HeldStatistics(network) if kind != "local" else None
         self._handles = [
             network.get_submodule(layer).register_forward_hook(self._watch(layer)) for layer in layers
         ]
@@ -159,7 +163,9 @@ class SensitivityProbe:
             return found
         edges, self._edges = self._edges, {}
         measure = full if self.kind == "full" else lower_bound
-        measured = measure(logits, list(edges.values()), axes=[self._axes[layer] for layer in edges])
+        assert self._statistics is not None
+        with self._statistics.held():
+            measured = measure(logits, list(edges.values()), axes=[self._axes[layer] for layer in edges])
         return {layer: each for layer, each in zip(edges, measured, strict=True) if each is not None}
 
     def remove(self) -> None:
@@ -167,3 +173,5 @@ class SensitivityProbe:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._statistics is not None:
+            self._statistics.remove()

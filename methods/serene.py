@@ -23,8 +23,9 @@ Deviations, with reasons:
 - What is removed stays removed; in the code masks are optional, and off.
 - Neurons coupled over several layers (residual streams) go when the row is small in all of these layers; each row
   decays by the sensitivity of its own layer.
-- With a normalisation, p_i is its output, and its scale and shift decay together with the weights. Decaying the
-  weights alone would change nothing but scales.
+- With a normalisation, p_i is its output, and its scale and shift decay together with the weights, in layers that
+  cannot be pruned (those of residual streams, where they are not offered) as well. Decaying the weights alone would
+  change nothing but scales, and raise the rate at which they learn.
 - The bound is relative to the lowest loss of any cycle so far. Relative to that of the present cycle, as in the
   code, the loss may drift by (1 + TWT)^m over m prunings.
 - The bound is at most halfway between that loss and chance, ln C. In the first epochs a loss near chance would
@@ -34,6 +35,9 @@ Deviations, with reasons:
   plateau or not. The network of the last cycle's lowest validation loss is what remains.
 - Going back restores parameters and buffers, not the optimiser's momentum (the authors use none). The snapshot is
   the method's own, as the pruning must see the restored state within the same call.
+- `patience` (PWE) is 0, the authors' default: a pruning after each epoch, as a short budget has time for few
+  plateaus. In the first epochs, while the loss is far from its lowest, the half way to chance then binds and not TWT,
+  and most of what goes may go there. With a patience of 1 or more nothing goes before the first plateau.
 - No change of the validation split after a pruning (an option of the code).
 - Strength 0 is plain training: nothing decays, nothing is removed.
 """
@@ -62,6 +66,7 @@ from methods.base import (
 )
 from methods.masks import Masks
 from methods.neuron_sensitivity import SensitivityProbe
+from methods.norm_behind import norms_behind
 from methods.tolerated_pruning import neuron_magnitudes, prune_within, weight_magnitudes
 
 PLATEAU = 1.01
@@ -73,9 +78,9 @@ _BEST = "best/"
 class SereneConfig(Config):
     """sensitivity: `none` is the control arm; `full` costs a backward pass for each class, so that beyond twenty
     classes or so `lower-bound` is the choice. level: what the threshold removes. decay: λ times the steps of the
-    budget: a neuron without any influence shrinks by e^-decay in that time. patience: PWE, the bad epochs in a row
-    after which there is a pruning; at 0 there is one after each epoch. finetune: the last fraction of the budget,
-    in which what remains recovers."""
+    budget: a neuron without any influence would shrink by e^-decay in that time, and does so for all of it but
+    `finetune`. patience: PWE, the bad epochs in a row after which there is a pruning; at 0 there is one after each
+    epoch. finetune: the last fraction of the budget, in which what remains recovers."""
 
     sensitivity: Literal["full", "lower-bound", "local", "none"] = "full"
     level: Literal["neuron", "weight"] = "neuron"
@@ -94,7 +99,8 @@ class Serene(Method):
     )
     strengths = (0.05, 0.2, 0.5, 1.0, 2.0)
     strength_meaning = (
-        "TWT, the tolerated worsening: by what fraction of the best validation loss a pruning may raise it."
+        "TWT, the tolerated worsening: by what fraction of the best validation loss a pruning may raise it, "
+        "never beyond half the way to chance."
     )
     Config = SereneConfig
 
@@ -244,18 +250,17 @@ def decaying_layers(network: nn.Module, sites: Sequence[Site]) -> dict[str, list
     """The layer whose output is the pre-activation → the parameters that decay by its sensitivity, row i with
     neuron i: the weight of the layer, with a normalisation also its scale and shift.
 
-    All linear layers and convolutions; those that make no site (the last one) stand for themselves.
+    All linear layers and convolutions, those too that make no site, or none that is offered (the last one, those of
+    residual streams).
     """
-    found: dict[str, list[nn.Parameter]] = {}
-    of_sites = set()
-    for site in sites:
-        for producer, end in zip(site.producers, site.ends, strict=True):
-            of_sites.add(producer)
-            norm = list(network.get_submodule(end).parameters(recurse=False)) if end != producer else []
-            found[end] = [network.get_parameter(f"{producer}.weight"), *norm]
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and name not in of_sites:
-            found[name] = [network.get_parameter(f"{name}.weight")]
+    ends = {layer: end for site in sites for layer, end in zip(site.producers, site.ends, strict=True)}
+    norms = norms_behind(network)
+    found = {}
+    for layer, module in network.named_modules():
+        if layer in ends or isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            end = ends.get(layer) or norms.get(layer) or layer
+            norm = list(network.get_submodule(end).parameters(recurse=False)) if end != layer else []
+            found[end] = [network.get_parameter(f"{layer}.weight"), *norm]
     return found
 
 

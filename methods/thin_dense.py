@@ -30,7 +30,7 @@ class ThinDense(Method):
         return Traits(granularity="unit", strength="ratio", trains_once=False)
 
     def shape(self, sites: Sequence[Site], strength: float) -> SparsityPlan | None:
-        """The first units of each site stay: before initialisation all units are alike."""
+        """The last units of each site stay: before initialisation all units are alike."""
         if strength == 0:
             return None
         return SparsityPlan(

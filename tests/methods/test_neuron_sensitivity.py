@@ -72,6 +72,60 @@ def test_against_one_derivative_at_a_time(layer: str, inplace: bool) -> None:
     assert torch.allclose(probed("lower-bound", network, inputs)[layer], expected_bound, rtol=1e-12)
 
 
+def normalised(inplace: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1, bias=False),
+        nn.BatchNorm2d(3),
+        nn.ReLU(inplace),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 5, 3, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(inplace),
+        nn.Flatten(),
+        nn.Linear(5 * 4, 6),
+        nn.BatchNorm1d(6, affine=False),
+        nn.ReLU(inplace),
+        nn.Linear(6, CLASSES),
+    ).double()
+
+
+def with_statistics_of(network: nn.Sequential, inputs: Tensor) -> nn.Sequential:
+    """In evaluation mode, with those that the batch has in training."""
+    values = inputs
+    for module in network.eval():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            rows = values.detach().transpose(0, 1).flatten(1)
+            module.running_mean, module.running_var = rows.mean(1), rows.var(1, correction=0)
+        values = module(values)
+    return network
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("kind", ["full", "lower-bound"])
+def test_statistics_of_the_batch_are_held_for_the_sensitivity_and_not_for_the_loss(
+    kind: str, inplace: bool
+) -> None:
+    inputs, layers = images(9), ("1", "5", "9", "11")
+    network, twin = normalised(inplace).train(), normalised(inplace).train()
+    probe = SensitivityProbe(network, layers, kind)  # type: ignore[arg-type]
+    logits = network(inputs)
+    found = probe.measure(logits)
+    logits.square().sum().backward()
+    probe.remove()
+    still = with_statistics_of(normalised(), inputs)
+    for layer in layers:
+        each = derivatives(still, layer, inputs).flatten(3)
+        magnitude = each.abs().sum(1) if kind == "full" else each.sum(1).abs()
+        assert torch.allclose(found[layer], magnitude.mean(dim=(0, 2)) / CLASSES, rtol=1e-9)
+    expected = twin(inputs)
+    expected.square().sum().backward()
+    assert torch.equal(logits, expected)
+    for parameter, same in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter.grad, same.grad)  # type: ignore[arg-type]
+    assert all(not module._forward_hooks for module in network.modules())
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_local_is_the_sign_of_the_mean(inplace: bool) -> None:
     inputs = images()

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 import methods
+from bench import networks
+from bench.compaction import find_sites
 from methods.base import Batch, Evaluation, Site, StepContext
 from methods.neuron_sensitivity import SensitivityProbe
-from methods.serene import Serene
+from methods.serene import Serene, decaying_layers
 
 Network = tuple[nn.Module, list[Site]]
 MakeContext = Callable[..., StepContext]
@@ -94,6 +96,17 @@ def test_decay_is_the_gradient_of_its_regulariser(convnet: Network, make_context
         gradient = decaying[name].grad if name in decaying else None
         expected = before[name] if gradient is None else before[name] - gradient
         assert torch.allclose(parameter, expected, atol=1e-6), name
+
+
+def test_layers_of_a_stream_decay_with_their_normalisation() -> None:
+    """They are offered no site, and their weights alone would change nothing but scales."""
+    network = networks.build("resnet20", (3, 32, 32), 10)
+    inner = [site for site in find_sites(network, torch.zeros(2, 3, 32, 32)) if site.kind == "inner"]
+    found = decaying_layers(network, inner)
+    assert len(found) == 20
+    assert {len(parameters) for layer, parameters in found.items() if layer != "fc"} == {3}
+    owned = [id(parameter) for parameters in found.values() for parameter in parameters]
+    assert len(set(owned)) == len(owned) == 19 * 3 + 1
 
 
 def test_the_control_is_plain_decoupled_decay(mlp: Network, make_context: MakeContext) -> None:
