@@ -26,7 +26,8 @@ Made by `bench list matrix`, with every network that comes with the suite built 
 every method at its default settings. `inner` and `streams` count the groups of units that can be removed, `branches`
 the residual branches that can be dropped whole. Methods that remove units work on the inner ones, and on streams (units
 that a residual addition or a concatenation ties together) with `streams = true` in the workload, where their docstring
-does not say otherwise (heterogeneous sensitivity); single weights go from all; branches are for methods that remove layers. ✓: runs; a number: skipped, for the reason below.
+does not say otherwise (heterogeneous sensitivity); single weights go from all; branches are for methods that remove
+layers. ✓: runs; a number: skipped, for the reason below.
 """
 
 

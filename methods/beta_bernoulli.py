@@ -27,7 +27,8 @@ Deviations, with reasons:
   rate at scale 1 (`gate_learning_rate`), and that of the weights with it, a tenth of it. Here the weights keep theirs.
 - One scale for all layers; the PyTorch code has one for each (LeNet-5: 40, 16, 1, 1), which presses on maps harder.
 - The weights keep the optimiser, schedule and weight decay of the workload, like those of every method. Paper:
-  Adam, ½·1e-4‖θ‖², 200 epochs for each stage, ×0.1 at 50 % and 80 % (LeNets: 50 % and 70 %). The stages share one budget (`pretrain`).
+  Adam, ½·1e-4‖θ‖², 200 epochs for each stage, ×0.1 at 50 % and 80 % (LeNets: 50 % and 70 %). The stages share one
+  budget (`pretrain`).
 - Dropout layers of the network, if any, stay through both stages; the PyTorch code takes them away with the
   pretraining, the TensorFlow code in part.
 - u_nk has 16 bits and so stays 2⁻¹⁷ from 0 and 1, where the code has 10⁻⁶ (`logistic`).

@@ -21,8 +21,8 @@ class _Part(BaseModel):
 
 
 class LayerChange(_Part):
-    """kind: `drop`, `linearise` or `merge`; layers: as in the plan's layer action. Or `shift`: a branch that gave the
-    same for every input, by its last layer; one number per channel is left of it."""
+    """kind: `drop`, `linearise` or `merge`; layers: as in the plan's layer action. Or `shift`: branches that gave the
+    same for every input, each by its last layer; one number per channel is left of each."""
 
     kind: ChangeKind
     layers: tuple[str, ...]

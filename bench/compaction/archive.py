@@ -134,13 +134,21 @@ def load_archive(directory: Path) -> Loaded:
     dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
     example = torch.zeros(2, *archive.input_shape)
     try:
-        network = apply_architecture(full, archive.architecture, example).to(dtype).eval()
+        network = apply_architecture(full, archive.architecture, example).eval()
+        _as_precise_as(network, state, dtype)
         network.load_state_dict(state, strict=True)
         dynamic = None if gates is None else _dynamic(gates.sites, numbers, network, example)
     except (ValueError, RuntimeError, BadInput) as error:
         why = " ".join(str(error).split())[:300]
         raise BadInput(f"{path}: does not fit {archive.network}: {why}") from error
     return Loaded(network, archive.network, archive.input_shape, archive.classes, dynamic)
+
+
+def _as_precise_as(network: nn.Module, state: Mapping[str, Tensor], default: torch.dtype) -> None:
+    """Gives each floating-point tensor of `network` the precision of that of its name in `state`, others `default`."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(state[name].dtype if name in state else default)
 
 
 def _dynamic(

@@ -62,7 +62,10 @@ def _residual(graph: Graph, into: Step, inside: Collection[Step]) -> Branch | No
         if any(_parameters(graph, step) for step in _own_steps(graph, end, into) if step not in inside)
     ]
     layer = _last_layer(graph, own[0]) if len(own) == 1 else ""
-    return Branch(layer, own[0], into, serving(graph, own[0])) if layer else None
+    if not layer:
+        return None
+    branch = Branch(layer, own[0], into, serving(graph, own[0]))
+    return branch if graph.step_of(layer) in branch.steps else None  # others may read that layer
 
 
 def _own_steps(graph: Graph, end: Step, into: Step) -> tuple[Step, ...]:

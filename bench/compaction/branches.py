@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from bench.compaction.calls import erase_unread
+from bench.compaction.calls import called, erase_unread
 from bench.compaction.own_layers import Shift
 from bench.compaction.steps import Graph, Step
 
@@ -112,7 +112,10 @@ def take_out(graph: Graph, branches: Sequence[Branch], shifts: bool) -> nn.Modul
     traced.owning_module = None  # the run on the example, which knows no layer of ours
     for branch in branches:
         node = _node(branch.into)
-        (other,) = (_node(step) for step in branch.into.inputs if step is not branch.end)
+        if node not in traced.nodes:
+            continue  # its sum has gone with another branch
+        # Of the call as it is now, as a sum before it may be a shift already.
+        (other,) = (source for source in node.all_input_nodes if source is not _node(branch.end))
         own = [step.node for step in branch.steps]
         with traced.inserting_before(node):
             if shifts:
@@ -126,9 +129,8 @@ def take_out(graph: Graph, branches: Sequence[Branch], shifts: bool) -> nn.Modul
             else:
                 instead = other
         node.replace_all_uses_with(instead)
-        erase_unread(traced, [node])
-    traced.lint()
-    return fx.GraphModule(graph.network, traced, type(graph.network).__name__)
+        erase_unread(traced, [node], graph.network)
+    return called(graph.network, traced)
 
 
 def source_of(step: Step) -> Step:
@@ -146,8 +148,8 @@ def _node(step: Step) -> fx.Node:
 
 
 def set_shift(network: nn.Module, layer: str, values: Tensor) -> None:
-    """values: (channels,), of the branch whose last layer this was."""
-    shift = network.get_submodule("shift_" + layer.replace(".", "_"))
-    assert isinstance(shift, Shift)
-    with torch.no_grad():
-        shift.bias.copy_(values)
+    """values: (channels,), of the branch whose last layer this was; if its sum is still there."""
+    shift = getattr(network, "shift_" + layer.replace(".", "_"), None)
+    if isinstance(shift, Shift):
+        with torch.no_grad():
+            shift.bias.copy_(values)

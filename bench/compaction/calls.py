@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bench.compaction.copies import take_hooks
 from bench.compaction.moves import stated_sizes
+from bench.compaction.operations import in_place, may_share
 from bench.compaction.own_layers import Select
 from bench.compaction.steps import Graph, Step
 from bench.compaction.tracing import trace
@@ -42,15 +44,22 @@ def fit_calls(graph: Graph, keep: Tensor, gone: Set[Step]) -> bool:
                 replaced.append(step.node)
                 step.node = _select(graph, step, step.node, keep)
             changed = True
-    erase_unread(graph.traced, replaced)
+    erase_unread(graph.traced, replaced, graph.network)
     return _hold_sizes(graph, keep) or changed
 
 
 def as_called(graph: Graph) -> nn.Module:
     """A `GraphModule` of the layers of the graph's network under their paths, with the calls that are in the graph."""
-    erase_unread(graph.traced, [])
-    graph.traced.lint()
-    return fx.GraphModule(graph.network, graph.traced, type(graph.network).__name__)
+    erase_unread(graph.traced, [], graph.network)
+    return called(graph.network, graph.traced)
+
+
+def called(network: nn.Module, traced: fx.Graph) -> fx.GraphModule:
+    """A `GraphModule` of the layers of `network` with these calls, under its own hooks."""
+    traced.lint()
+    twin = fx.GraphModule(network, traced, type(network).__name__)
+    take_hooks(twin, network)
+    return twin
 
 
 def still_calls(graph: Graph) -> bool:
@@ -60,7 +69,7 @@ def still_calls(graph: Graph) -> bool:
         now = trace(graph.network)
     except BadInput:
         return False
-    erase_unread(now, [])
+    erase_unread(now, [], graph.network)
     if len(now.nodes) != len(graph.traced.nodes):
         return False
     twins = dict(zip(graph.traced.nodes, now.nodes, strict=True))
@@ -86,19 +95,36 @@ def counts(node: fx.Node) -> bool:
     return node.target in _COUNTING
 
 
-def erase_unread(traced: fx.Graph, nodes: list[fx.Node]) -> None:
-    """Takes `nodes` out as far as nobody reads them, and what only they have read; sizes that nobody reads, first. Not
-    by torch.fx's own dead-code elimination: that takes operations out that work in place, whose result nobody reads
-    either."""
+def erase_unread(traced: fx.Graph, nodes: list[fx.Node], network: nn.Module) -> None:
+    """Takes `nodes` out as far as nobody reads them, and what only they have read, unless it writes to a tensor that
+    others read, which torch.fx's own dead-code elimination does not see; sizes that nobody reads, first."""
     for node in reversed(list(traced.nodes)):
         if not node.users and counts(node) and node not in nodes:
             traced.erase_node(node)
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
-        if not node.users and node.op not in ("placeholder", "output") and node in traced.nodes:
+        if node.users or node.op in ("placeholder", "output") or node not in traced.nodes:
+            continue
+        if node in nodes or not _is_heard(node, network):
             waiting += node.all_input_nodes
             traced.erase_node(node)
+
+
+def _is_heard(node: fx.Node, network: nn.Module) -> bool:
+    """Whether a node that nobody reads works in place on a tensor that somebody else reads."""
+    module = _module(node, network)
+    if not node.all_input_nodes or not in_place(node, module):
+        return False
+    while node.all_input_nodes and may_share(node, _module(node, network)):
+        node = node.all_input_nodes[0]
+        if len(node.users) > 1:
+            return True
+    return False
+
+
+def _module(node: fx.Node, network: nn.Module) -> nn.Module | None:
+    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _resize(traced: fx.Graph, step: Step, channels: int) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from bench.errors import BadInput
 
 _SHARED = frozenset({type(None), bool, int, float, str, bytes, torch.dtype, torch.device})
+_COMPILED = "_compiled_call_impl"
+"""Where `compile()` of a module keeps what is called in its place: the original's, in a copy too."""
 _CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
@@ -27,6 +29,22 @@ def plain_copy(network: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
         return tensor.to("cpu", wanted, copy=True)
 
     return _copy_with(network, convert)
+
+
+def copy_in_precision_of(network: nn.Module, original: nn.Module, default: torch.dtype) -> nn.Module:
+    """The same, each floating-point tensor as precise as the one of that name in `original`; new ones as `default`."""
+    precision = {name: tensor.dtype for name, tensor in _tensors(original)}
+    wanted = {id(tensor): precision.get(name, default) for name, tensor in _tensors(network)}
+
+    def convert(tensor: Tensor) -> Tensor:
+        dtype = wanted[id(tensor)] if tensor.is_floating_point() else tensor.dtype
+        return tensor.to("cpu", dtype, copy=True)
+
+    return _copy_with(network, convert)
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
 
 
 def local_copy(network: nn.Module) -> nn.Module:
@@ -49,7 +67,7 @@ def _copy_with(network: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Mo
     """A deep copy whose tensors are what `convert` makes of each: on the way, since they are most of the work."""
     kind = type(network).__name__
     memo: dict[int, Any] = {}
-    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+    for name, tensor in _tensors(network):
         if is_lazy(tensor) or tensor.is_meta:
             raise BadInput(f"{kind} cannot be copied: {name} has no values yet")
         twin = convert(tensor).detach()
@@ -74,6 +92,8 @@ def _twin(value: Any, memo: dict[int, Any]) -> Any:
         own = twin.__dict__
         for name, attribute in value.__dict__.items():  # most are empty, or flags
             kind = type(attribute)
+            if name == _COMPILED:
+                continue
             if kind in _SHARED:
                 own[name] = attribute
             elif kind in _CONTAINERS and not attribute:
@@ -99,13 +119,25 @@ def _twin(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, Tensor) and not value.is_leaf:  # what a run has left behind
         twin = memo[id(value)] = value.detach().clone()
         return twin
-    return copy.deepcopy(value, memo)
+    twin = copy.deepcopy(value, memo)
+    if isinstance(value, fx.GraphModule):  # which leaves them behind
+        take_hooks(twin, value)
+    return twin
+
+
+def take_hooks(twin: nn.Module, network: nn.Module) -> None:
+    """Hangs the hooks on the calls of `network` itself on `twin` as well."""
+    for name, hooks in vars(network).items():
+        if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
+            vars(twin)[name] = hooks.copy()
 
 
 def _copied_by_its_attributes(kind: type[nn.Module]) -> bool:
     """Whether a deep copy of such a module is no more than one of its `__dict__`. Of torch's own layers only the
     recurrent ones set their state for more than what an older version has not stored."""
-    of_torch = getattr(kind.__setstate__, "__module__", "").startswith("torch.nn.modules.")
+    # torch.compile puts one of its own in the place of the first.
+    usual = kind.__setstate__ is nn.Module.__setstate__
+    of_torch = usual or getattr(kind.__setstate__, "__module__", "").startswith("torch.nn.modules.")
     own = ("__new__", "__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__slots__")
     as_usual = all(getattr(kind, name, None) is getattr(nn.Module, name, None) for name in own)
     return of_torch and as_usual and not issubclass(kind, nn.RNNBase)

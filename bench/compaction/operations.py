@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bench.compaction.moves import COPIES
+from bench.compaction.moves import COPIES, is_move
 from bench.compaction.own_layers import Shift, layer_class
 from bench.networks import HeadProducts
 
@@ -95,6 +95,9 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 ALONG_ONE = (nn.Conv2d, nn.ConvTranspose2d, nn.PReLU, nn.AvgPool2d, *NORMS)
 UNIFORM_POOLS = (nn.MaxPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
+IN_PLACE = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+)  # fmt: skip
 ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 QUOTIENTS = {operator.truediv, torch.div, "div"}
@@ -145,6 +148,8 @@ def altered(module: nn.Module) -> str:
     come first: those that compute a weight (an old weight norm, pruning of torch) leave it behind as well."""
     if module._forward_pre_hooks or module._forward_hooks:
         return "with hooks"
+    if not vars(module).keys().isdisjoint(("forward", "_conv_forward")):
+        return "with a forward of its own"
     tensors = (getattr(module, name, None) for name in ("weight", "bias"))
     computed = any(isinstance(each, Tensor) and not isinstance(each, nn.Parameter) for each in tensors)
     return "whose weights are no parameters" if computed else ""
@@ -166,10 +171,18 @@ def in_place(node: fx.Node, module: nn.Module | None) -> bool:
         return bool(getattr(module, "inplace", False))
     name = describe(node)
     return (
-        node.target in (operator.iadd, operator.imul)
+        node.target in IN_PLACE
         or bool(node.kwargs.get("inplace", False))
         or (name.endswith("_") and not name.endswith("__"))
     )
+
+
+def may_share(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether what a node gives may lie in the memory of its first input: it overwrites that, or is a view of it."""
+    if module is not None:
+        return in_place(node, module) or type(module) in IDENTITIES or is_move(node, module)
+    made = ADDITIONS | PRODUCTS | QUOTIENTS | _MAPS | _CATS | _MEANS | _FUNCTIONAL_MAX_POOLS
+    return node.op.startswith("call") and (in_place(node, module) or node.target not in made)
 
 
 def classify(

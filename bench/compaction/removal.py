@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.compaction.architecture import Architecture, LayerChange
 from bench.compaction.branches import constant_branches, set_shift
 from bench.compaction.calls import as_called, still_calls
-from bench.compaction.copies import plain_copy, sharing_copy
+from bench.compaction.copies import copy_in_precision_of, plain_copy, sharing_copy
 from bench.compaction.graph import build_graph
 from bench.compaction.layers import change_layers
 from bench.compaction.liveness import held_constants, needed_units, values
@@ -21,6 +21,7 @@ from bench.compaction.sites import find_spaces, switch_off, without_site
 from bench.compaction.steps import Graph
 from bench.compaction.tracing import fitting, has_constants
 from bench.compaction.verify import Certificate, certify, reference_of
+from bench.errors import BadInput
 from methods.base import SparsityPlan
 
 
@@ -55,10 +56,10 @@ def compact(
     # while it is traced.
     exact = not _is_single(network) or bool(plan.layer_actions)
     work = plain_copy(network, torch.float64 if exact else None)
-    graph = build_graph(work, example)
+    graph = build_graph(work, example) if not exact else _in_float64(work, example)
     if not exact and has_constants(graph.traced):
         exact, work = True, plain_copy(network, torch.float64)
-        graph = build_graph(work, example)
+        graph = _in_float64(work, example)
     spaces = find_spaces(graph)
     sites = [space.site for space in spaces]
     reference = reference_of(sharing_copy(network), plan, graph, sites)  # checks the plan too
@@ -72,7 +73,7 @@ def compact(
     known = values(graph)
     removed = 0
     if branches := constant_branches(graph, known):
-        changes += [LayerChange(kind="shift", layers=(layer,)) for layer, _ in branches]
+        changes.append(LayerChange(kind="shift", layers=tuple(layer for layer, _ in branches)))
         graph = _without(graph, branches, example)
         left = {step.layer for step in graph.producers()}
         removed = sum(space.site.size for space in spaces if left.isdisjoint(space.site.producers))
@@ -92,7 +93,7 @@ def compact(
     added = add_shifts(work, shifts)
 
     def proven() -> tuple[nn.Module, Certificate]:
-        single = (plain_copy(work, first.dtype) if exact else work).eval()
+        single = (copy_in_precision_of(work, network, first.dtype) if exact else work).eval()
         inputs = fitting(work, example)
         return single, certify(reference, work, single, inputs, real, removed, kept_constant)
 
@@ -117,10 +118,16 @@ def _is_single(network: nn.Module) -> bool:
     return all(tensor.dtype is torch.float32 for tensor in tensors if tensor.is_floating_point())
 
 
+def _in_float64(network: nn.Module, example: Tensor) -> Graph:
+    try:
+        return build_graph(network, example)
+    except BadInput as error:
+        raise BadInput(f"in float64, in which units are removed and equality is proven: {error}") from error
+
+
 def _without(graph: Graph, branches: Sequence[tuple[str, Tensor]], example: Tensor) -> Graph:
     """The graph of the network with one number per channel in the place of each branch."""
-    network = graph.network.double()
+    network = change_layers(graph.network.double(), "shift", [layer for layer, _ in branches], example)
     for layer, constants in branches:
-        network = change_layers(network, "shift", (layer,), example)
         set_shift(network, layer, constants)
     return build_graph(network, example)

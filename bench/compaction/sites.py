@@ -181,7 +181,8 @@ def switch_off(network: nn.Module, sites: list[Site], plan: SparsityPlan) -> Non
         off = (~plan.kept[site.name].cpu()).nonzero().flatten()
         for layer in (*site.producers, *site.norms):
             module = network.get_submodule(layer)
-            for parameter in module.parameters(recurse=False):
-                parameter.index_fill_(0, off, 0.0)
+            for name in ("weight", "bias"):  # a class of the user's own may have others, that do not compute
+                if getattr(module, name, None) is not None:
+                    module.get_parameter(name).index_fill_(0, off, 0.0)
             if isinstance(module, NORMS) and not module.affine and module.running_mean is not None:
                 module.running_mean[off] = 0.0  # what comes in is zero, and now what goes out is

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bench.compaction.operations import IN_PLACE, altered
 from bench.compaction.own_layers import OWN, layer_class
 from bench.errors import BadInput
 
@@ -23,6 +24,18 @@ def fitting(network: nn.Module, example: Tensor) -> Tensor:
     """The example on the CPU, in the precision of the network."""
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), example.dtype)
     return example.detach().cpu().to(dtype)
+
+
+class _Value(fx.Proxy):
+    """A value whose `+=` is one: torch.fx takes it for a sum beside the tensor, which others may read again."""
+
+
+for _operator in IN_PLACE:
+
+    def _in_place(self: fx.Proxy, other: Any, _operator: Any = _operator) -> Any:
+        return self.tracer.create_proxy("call_function", _operator, (self, other), {})
+
+    setattr(_Value, f"__{_operator.__name__}__", _in_place)
 
 
 class _Tracer(fx.Tracer):
@@ -40,6 +53,9 @@ class _Tracer(fx.Tracer):
                 args[at] = stated[name].default
                 self.graph.erase_node(given.node)
         return function, args
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_own = isinstance(m, OWN) or layer_class(m) is not type(m)
@@ -107,8 +123,7 @@ def _is_plain_convolution(module: nn.Module, images: Tensor) -> bool:
         type(module) is nn.Conv2d
         and module.groups == 1
         and module.padding_mode == "zeros"
-        and not module._forward_pre_hooks
-        and not module._forward_hooks
+        and not altered(module)
         and images.dim() == 4
         and images.shape[1] == module.in_channels
     )
@@ -127,7 +142,7 @@ def record(network: nn.Module, traced: fx.Graph, example: Tensor) -> Record:
         raise BadInput(f"an example is one tensor, a batch of inputs, not a {type(example).__name__}")
     run = Record(network, traced)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             run.run(fitting(network, example).clone())  # it may be written to
     except Exception as error:
         shape = tuple(example.shape)

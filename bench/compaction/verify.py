@@ -176,7 +176,12 @@ def certify(
             plain_copy(reference, torch.float32), plain_copy(delivered, torch.float32), singles
         )
     except Exception as error:
-        reason = f"the compact network does not run: {' '.join(str(error).split())[:300]}"
+        who = (
+            "compact network does not run"
+            if _runs(reference, batches[0])
+            else "network does not run in float64"
+        )
+        reason = f"the {who}: {' '.join(str(error).split())[:300]}"
         return Certificate(False, float("inf"), float("inf"), removed_units, kept_constant_units, reason)
     dtypes = [p.dtype for p in delivered.parameters() if p.is_floating_point()]
     rounding = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
@@ -189,6 +194,16 @@ def certify(
         if not value <= bound
     ]
     return Certificate(not faults, exact, single, removed_units, kept_constant_units, "; ".join(faults))
+
+
+@torch.no_grad()
+def _runs(network: nn.Module, images: Tensor) -> bool:
+    """Whether it does, in float64."""
+    try:
+        plain_copy(network, torch.float64)(images.clone())
+    except Exception:
+        return False
+    return True
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib
@@ -36,6 +37,8 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Modu
     """
     network = _made(name, input_shape, classes)
     _check_output(name, network, input_shape, classes)
+    if ":" in name and not name.startswith(PREFIX):
+        _check_own(name, network, input_shape)
     return network.train()
 
 
@@ -123,6 +126,22 @@ def _check_output(name: str, network: nn.Module, input_shape: tuple[int, int, in
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, classes):
         given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise BadInput(f"network {name!r}: gives {given} for one image, must be (1, {classes})")
+
+
+def _check_own(name: str, network: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    """What else the suite needs of a network, and those that come with it have: a state of tensors that can be stored,
+    and code that runs in float64, in which equality is proven."""
+    for key, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.dtype is torch.complex128:
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise BadInput(f"network {name!r}: its state holds {key!r}, {kind}, which cannot be stored")
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            copy.deepcopy(network).eval().double()(torch.zeros(1, *input_shape, dtype=torch.float64))
+    except Exception as error:
+        raise BadInput(
+            f"network {name!r}: does not run in float64, in which its compact form is proven ({in_one_line(error)})"
+        ) from error
 
 
 def _words(input_shape: tuple[int, int, int]) -> str:

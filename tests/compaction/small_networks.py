@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,19 @@ class Residual(nn.Module):
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out += x if self.shortcut is None else self.shortcut(x)
         return self.fc(torch.flatten(self.relu(out).mean((2, 3)), 1))
+
+
+class Coded(nn.Module):
+    """Layers, and a function that calls them."""
+
+    def __init__(self, code: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.code = code
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self, x)
 
 
 def random_gate(size: int, seed: int = 0) -> InputGate:

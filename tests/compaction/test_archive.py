@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_networks import Residual, images, off, plan_of, random_gate, randomise, shapes
-from torch import nn
+from torch import Tensor, nn
 
 from bench import networks
 from bench.compaction import (
@@ -35,9 +35,22 @@ def known_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     real = networks.build
 
     def build(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
-        return Residual() if name == "residual" else real(name, input_shape, classes)
+        own = {"residual": Residual, "turning": Turning}
+        return own[name]() if name in own else real(name, input_shape, classes)
 
     monkeypatch.setattr(networks, "build", build)
+
+
+class Turning(Residual):
+    """With a table of complex numbers, and one in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.polar(torch.ones(8), torch.arange(8.0)))
+        self.register_buffer("precise", torch.rand(3, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.view_as_real(x * self.table).sum(-1))
 
 
 def write(folder: Path) -> nn.Module:
@@ -45,6 +58,18 @@ def write(folder: Path) -> nn.Module:
     result = compact(randomise(Residual()), plan, EXAMPLE)
     save_compact(folder, result, "residual", SHAPE, 4)
     return result.network
+
+
+def test_every_tensor_comes_back_as_it_was(tmp_path: Path) -> None:
+    network = Turning()
+    randomise(network)
+    result = compact(network, plan_of(stem=off(6, 1, 4)), EXAMPLE)
+    assert result.certificate.passed, result.certificate
+    save_compact(tmp_path, result, "turning", SHAPE, 4)
+    loaded = load_compact(tmp_path)
+    kinds = {name: value.dtype for name, value in result.network.state_dict().items()}
+    assert {name: value.dtype for name, value in loaded.state_dict().items()} == kinds
+    assert torch.equal(loaded(EXAMPLE), result.network(EXAMPLE))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -80,7 +80,7 @@ def test_branches_of_all_kinds() -> None:
     with torch.no_grad():
         network.end.weight[:] = 0  # the outer branch of the second sum, an inner one in it
     result = check(network, plan_of(one=off(4, 0, 1, 2, 3), up=off(5, 0, 1, 2, 3, 4)), EXAMPLE)
-    assert [c.layers for c in result.architecture.layer_changes] == [("last",), ("end",), ("down",)]
+    assert [c.layers for c in result.architecture.layer_changes] == [("last", "end", "down")]
     assert result.collapsed == ()
     assert sum(isinstance(module, Shift) for module in result.network.modules()) == 3
     assert set(shapes(result.network)) == {

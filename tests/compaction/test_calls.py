@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from small_networks import check, images, off, parameters, plan_of, randomise, shapes
+from small_networks import Coded, check, images, off, parameters, plan_of, randomise, shapes
 from torch import Tensor, fx, nn
 
 from bench.compaction import apply_architecture, compact, find_sites, masked_reference
@@ -15,19 +15,6 @@ from bench.networks import HeadProducts
 from methods.base import SparsityPlan
 
 EXAMPLE = images(2, 3, 8, 8)
-
-
-class Coded(nn.Module):
-    """Layers, and a function that calls them."""
-
-    def __init__(self, code: Callable[[nn.Module, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.code = code
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.code(self, x)
 
 
 def halves(network: nn.Module) -> SparsityPlan:

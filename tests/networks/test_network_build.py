@@ -26,6 +26,29 @@ def wide(input_shape, classes):
 def picky(input_shape, classes):
     return nn.Conv2d(7, classes, 1)
 
+class Single(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.flatten(1).float())
+
+def single(input_shape, classes):
+    c, h, w = input_shape
+    return Single(c * h * w, classes)
+
+class Versioned(nn.Sequential):
+    def get_extra_state(self):
+        return {"version": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+def versioned(input_shape, classes):
+    return Versioned(linear(input_shape, classes))
+
+def precise(input_shape, classes):
+    network = linear(input_shape, classes)
+    network.register_buffer("table", torch.ones(2, dtype=torch.complex128))
+    return network
+
 def no_module(input_shape, classes):
     return 3
 
@@ -127,6 +150,18 @@ def test_a_network_of_the_users_own(own: str) -> None:
         (
             "own_nets:picky",
             "network 'own_nets:picky': does not run on images of 8×8 with 1 channel (RuntimeError",
+        ),
+        (
+            "own_nets:single",
+            "network 'own_nets:single': does not run in float64, in which its compact form is proven (RuntimeError",
+        ),
+        (
+            "own_nets:versioned",
+            "network 'own_nets:versioned': its state holds '_extra_state', dict, which cannot be stored",
+        ),
+        (
+            "own_nets:precise",
+            "network 'own_nets:precise': its state holds 'table', torch.complex128, which cannot be stored",
         ),
         (
             "own_nets:no_module",
