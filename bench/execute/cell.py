@@ -178,7 +178,7 @@ class CellRun:
             shared = self._load_pretrained(subject.network, phases[0])
             phases = phases[1:]
         began = time.perf_counter()
-        loop = self._loop(subject, path)
+        loop = self._loop(subject, path, self.cell.method.source_digest)
         progress = loop.run(phases)
         write_state(path, loop.state())
         subject.detach()
@@ -209,7 +209,7 @@ class CellRun:
         subject.without(state.get("removed", {}))
         return subject
 
-    def _loop(self, subject: Subject, checkpoint: Path) -> Loop:
+    def _loop(self, subject: Subject, checkpoint: Path, source_digest: str) -> Loop:
         def on_epoch(epoch: int, phase: str) -> None:
             self.report(0.9 * epoch / self.recipe.epochs, phase)
 
@@ -225,6 +225,7 @@ class CellRun:
             checkpoint,
             on_epoch=on_epoch,
             parts=self._parts,
+            source_digest=source_digest,
         )
 
     def _load_pretrained(self, network: nn.Module, planned: PlannedPhase) -> dict[str, Any]:
@@ -238,9 +239,10 @@ class CellRun:
         return state
 
     def pretrain_loop(self, network: nn.Module, checkpoint: Path) -> Loop:
-        """The loop of a plain training: the baseline method, which adds nothing."""
+        """The loop of a plain training: the baseline method, which adds nothing, so that no edit of a method's file
+        tells on its checkpoint."""
         plain = Subject(network, [], methods.create("dense"))
-        return self._loop(plain, checkpoint)
+        return self._loop(plain, checkpoint, "")
 
     # Operating points ----------------------------------------------------------------------------------------------
 

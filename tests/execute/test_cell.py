@@ -15,12 +15,14 @@ from torch import nn
 
 from bench.cells import Cell
 from bench.data.registry import _prepared
+from bench.execute import layout
 from bench.execute.cell import CellRun
 from bench.filters import Filters
 from bench.plan import make_plan
 from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
 from bench.suite import Suite
+from bench.training.checkpoint import read_state, write_state
 from bench.training.loop import Loop
 from methods.base import SparsityPlan
 from methods.dense import Dense
@@ -132,26 +134,65 @@ class Stop(BaseException):
     """As a signal: nothing catches it."""
 
 
+def keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step."""
+    init = Loop.__init__
+
+    def opened(loop: Loop, *arguments: object, **settings: object) -> None:
+        init(loop, *arguments, **settings)  # type: ignore[arg-type]
+        loop.checkpoints.seconds = 0.0
+
+    monkeypatch.setattr(Loop, "__init__", opened)
+
+
+def stop(fraction: float, doing: str) -> None:
+    if fraction > 0.5:
+        raise Stop
+
+
+@pytest.mark.parametrize(
+    ("digest", "epochs"),
+    [("of before the edit", ["train"] * 3), (None, ["train"] * 2), ("missing", ["train"] * 2)],
+)
+def test_a_training_is_not_gone_on_with_by_other_code(
+    digest: str | None, epochs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that is known by its name has the same id before and after an edit of its file. None: the file is as it
+    was; missing: a checkpoint of before it said whose it is."""
+    cell = cell_of(Case("dense"), (0.0,), epochs=3)
+    keep_all(monkeypatch)
+    run = run_of(cell, tmp_path)
+    run.report = stop
+    with pytest.raises(Stop):
+        run.run()
+    path = layout.trained(tmp_path, cell.train_id)
+    state = read_state(path)
+    assert state is not None
+    assert state["position"]["source_digest"] == cell.method.source_digest
+    if digest == "missing":
+        del state["position"]["source_digest"]
+    elif digest is not None:
+        state["position"]["source_digest"] = digest
+    write_state(path, state)
+    reported: list[str] = []
+    run = run_of(cell, tmp_path)
+    run.report = lambda fraction, doing: reported.append(doing)
+    assert run.run()
+    assert [doing for doing in reported if not doing.startswith("removing")] == epochs
+
+
 def test_seconds_of_a_training_that_was_cut_off_are_those_of_all_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = cell_of(Case("dense"), (0.0,), epochs=3, batch_size=512)
-    after_step, init = Dense.after_step, Loop.__init__
+    after_step = Dense.after_step
 
     def slow(method: Dense) -> None:
         after_step(method)
         time.sleep(0.1)
 
-    def keep_all(loop: Loop, *arguments: object, **settings: object) -> None:
-        init(loop, *arguments, **settings)  # type: ignore[arg-type]
-        loop.checkpoints.seconds = 0.0
-
-    def stop(fraction: float, doing: str) -> None:
-        if fraction > 0.5:
-            raise Stop
-
     monkeypatch.setattr(Dense, "after_step", slow)
-    monkeypatch.setattr(Loop, "__init__", keep_all)
+    keep_all(monkeypatch)
     run = run_of(cell, tmp_path)
     run.report = stop
     with pytest.raises(Stop):
