@@ -46,9 +46,11 @@ class Subject:
 
     @classmethod
     def of(cls, cell: Cell, dataset: Dataset, example: Tensor) -> Subject:
-        """With initial weights, thinned where the method asks for it. example: on the device that trains."""
+        """With initial weights, thinned where the method asks for it. example: on the device that trains. Raises
+        BadInput where the code of the network or of the method is not what was planned with."""
         torch.manual_seed(stream(cell.seed, "init"))
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
+        networks.check_unchanged(cell.workload.network, network, cell.workload.network_digest)
         network = place(network, example.device, cell.workload.cpu.memory_format)
         method, streams, round_to = create_method(cell), cell.workload.streams, cell.workload.round_to
         sites = offered_sites(all_sites(network, example), method, streams)
