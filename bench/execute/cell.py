@@ -32,6 +32,7 @@ from bench.errors import BadInput, CellFailed
 from bench.execute import layout
 from bench.execute.memory import T, in_memory, raise_if_lost
 from bench.execute.outcome import Outcome, describe_failure
+from bench.execute.planning import plan_of
 from bench.execute.subject import Subject, resting_context, units_left
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
@@ -42,7 +43,6 @@ from bench.training.checkpoint import read_state, write_state
 from bench.training.loop import Loop, load_trained, parameter_hash
 from bench.training.phases import PlannedPhase, plan_phases
 from bench.training.recipe import Recipe
-from bench.training.seeds import stream
 from bench.training.thinning import masks_of, take_away
 from methods.base import SparsityPlan
 from methods.input_gate import InputGate
@@ -302,9 +302,7 @@ class CellRun:
 
     def prove(self, trained: Subject, strength: float, test: Split, normalise: Normalise) -> Proven:
         """The plan at `strength`, carried out and compared. Raises CellFailed where nothing is left of a site."""
-        # What a plan draws is of its strength alone, whether others were made before it or the training was taken up.
-        trained.method.context.generator.manual_seed(stream(self.cell.seed, "method", "plan"))
-        plan = trained.method.plan(strength)
+        plan = plan_of(trained, strength, self.cell.seed)
         network = trained.network.eval()
         real = normalise(self.dataset.validation.images[:REAL_IMAGES])
         reference = masked_reference(network, plan, self.example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,14 +89,22 @@ def test_what_a_method_leaves_behind_is_no_result(
     assert f"detach of magnitude leaves {words}: all that it puts in has to go" in failure.reason
 
 
+DRAWS: dict[str, Callable[[Magnitude, int], Any]] = {
+    "the method's own": lambda method, size: torch.randperm(size, generator=method.context.generator),
+    "torch": lambda method, size: torch.randperm(size),
+    "numpy": lambda method, size: torch.from_numpy(np.random.permutation(size)),  # noqa: NPY002
+    "random": lambda method, size: torch.tensor(random.sample(range(size), size)),
+}
+
+
+@pytest.mark.parametrize("draws", DRAWS)
 def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    draws: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both strengths in one go, the second one alone, or the second one of a training that is taken up."""
 
     def drawn(method: Magnitude, strength: float) -> SparsityPlan:
-        generator = method.context.generator
-        orders = {site.name: torch.randperm(site.size, generator=generator) for site in method.sites}
+        orders = {site.name: DRAWS[draws](method, site.size) for site in method.sites}
         return SparsityPlan(kept={name: order >= strength * len(order) for name, order in orders.items()})
 
     monkeypatch.setattr(Magnitude, "plan", drawn)
@@ -107,6 +116,52 @@ def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(
     _, point = cell.points[1]
     found = [Store(tmp_path / name).read("point", point) for name in ("at once", "alone", "later")]
     assert len({record.test.loss for record in found if isinstance(record, PointRecord) and record.test}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda n: n.conv2.weight.data.mul_(0.5), "changes conv2.weight"),
+        (lambda n: n.bn1.running_mean.add_(1.0), "changes bn1.running_mean"),
+    ],
+)
+def test_a_plan_that_changes_the_network_is_no_result_and_costs_no_other_point_its_own(
+    change: Callable[[Any], object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_it_should, losses = Magnitude.plan, []
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.25, 0.5), epochs=1)
+    (_, first), (_, second) = cell.points
+    assert run_of(cell, tmp_path / "good").run()
+
+    def changing(method: Magnitude, strength: float) -> SparsityPlan:
+        if strength == 0.25:
+            change(method.network)
+        return as_it_should(method, strength)
+
+    monkeypatch.setattr(Magnitude, "plan", changing)
+    assert not run_of(cell, tmp_path / "changed").run()
+    assert f"plan of magnitude {words}" in Store(tmp_path / "changed").reason("point", first)
+    for folder in ("good", "changed"):
+        record = Store(tmp_path / folder).read("point", second)
+        assert isinstance(record, PointRecord)
+        assert record.test is not None
+        losses.append(record.test.loss)
+    assert losses[0] == losses[1]
+
+
+def test_a_hook_that_a_plan_leaves_is_named_at_each_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hooking(method: Magnitude, strength: float) -> SparsityPlan:
+        if strength == 0.25:
+            method.network.get_submodule("relu1").register_forward_hook(lambda *given: None)
+        return SparsityPlan()
+
+    monkeypatch.setattr(Magnitude, "plan", hooking)
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.25, 0.5), epochs=1)
+    assert not run_of(cell, tmp_path).run()
+    for _, point in cell.points:
+        assert "plan of magnitude leaves 1 forward hook on 'relu1'" in Store(tmp_path).reason("point", point)
 
 
 def test_data_that_change_under_a_run_are_not_trained_on(tmp_path: Path) -> None:
