@@ -82,6 +82,24 @@ def test_a_file_edited_under_a_run_is_not_run(name: str, monkeypatch: pytest.Mon
     assert run()
 
 
+def test_a_method_that_changes_the_working_folder() -> None:
+    """Its records lie where they were asked for, and the cell after it runs."""
+    write(Path("mine.toml"), SUITE)
+    attach = """
+    def attach(self, network, sites, context):
+        super().attach(network, sites, context)
+        os.chdir("/")
+"""
+    write(Path("moving.py"), METHOD.replace('"mine"', '"moving"') + attach)
+    words = ["--method", "moving.py", "--method", "weights", "--results", "r", "--jobs", "1"]
+    assert main(["run", "mine.toml", *words]) == 0
+    points = read_records(Path("r")).point.values()
+    assert {(point.method.label, point.status) for point in points} == {
+        ("moving", "done"),
+        ("weights", "done"),
+    }
+
+
 def test_a_method_known_by_name_says_where_its_file_was_edited_since(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
