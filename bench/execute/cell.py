@@ -104,13 +104,12 @@ class CellRun:
             self.report(0.9 + 0.1 * at / len(points), f"removing at {strength:g}")
             began = time.perf_counter()
             try:
-                record = self._point_stage(trained, strength, point)
+                self.store.write(self._point_stage(trained, strength, point))
             except Exception as error:
                 raise_if_lost(error)
                 seconds = time.perf_counter() - began
                 failure = describe_failure(error, method_file=self.cell.method_file)
-                record = self.outcome.point(strength, point, "failed", seconds, failure=failure)
-            self.store.write(record)
+                self.store.write(self.outcome.point(strength, point, "failed", seconds, failure=failure))
         return all(self.store.status("point", point) == "done" for _, point in self.cell.points)
 
     @exact_float32()

@@ -8,14 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.errors import nearest
 from bench.execute.subject import Subject, attachments
 from bench.training.seeds import stream
 from methods.base import SparsityPlan
 
+TOLERANCE = 1e-5
+"""Of an expected activity."""
+
 
 def plan_of(trained: Subject, strength: float, seed: int) -> SparsityPlan:
     """The plan at `strength`. What it draws is of the seed alone, whether others were made before it or the training
-    was taken up. Raises RuntimeError where it changes the network, whose values are put back for the plans after it."""
+    was taken up. Raises RuntimeError where it changes the network, whose values are put back for the plans after it;
+    ValueError where the activity that it expects cannot be."""
     method, network = trained.method, trained.network
     draws = stream(seed, "method", "plan")
     method.context.generator.manual_seed(draws)
@@ -30,7 +35,21 @@ def plan_of(trained: Subject, strength: float, seed: int) -> SparsityPlan:
     if left := attachments(network) - trained.plain:
         what = ", ".join(sorted(left)[:3])
         raise RuntimeError(f"plan of {method.name} leaves {what}: the network has to stay")
+    for site, units in plan.expected_activity.items():
+        _check_activity(trained, site, units)
     return plan
+
+
+def _check_activity(trained: Subject, site: str, units: float) -> None:
+    where, sizes = (
+        f"plan of {trained.method.name}, expected_activity",
+        {s.name: s.size for s in trained.sites},
+    )
+    if site not in sizes:
+        raise ValueError(f"{where}: no site {site!r}{nearest(site, sizes)}")
+    # A mean over many images is not exact; NaN is in no range.
+    if not -TOLERANCE <= units <= sizes[site] * (1 + TOLERANCE):
+        raise ValueError(f"{where}: {units:g} units of {site}, which has {sizes[site]}")
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

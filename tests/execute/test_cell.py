@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import nn
 
 from bench.cells import Cell
 from bench.data.registry import _prepared
+from bench.execute import cell as cells
 from bench.execute import layout
 from bench.execute.cell import CellRun
 from bench.filters import Filters
@@ -147,6 +149,47 @@ def test_a_plan_that_changes_the_network_is_no_result_and_costs_no_other_point_i
         assert record.test is not None
         losses.append(record.test.loss)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("site", "units", "words"),
+    [
+        ("conv1", math.nan, "nan units of conv1, which has 16"),
+        ("conv1", math.inf, "inf units of conv1"),
+        ("conv1", -1.0, "-1 units of conv1"),
+        ("conv1", 16.1, "16.1 units of conv1"),
+        ("conf1", 1.0, "no site 'conf1' (did you mean 'conv1'?)"),
+    ],
+)
+def test_an_activity_that_cannot_be_is_no_result(
+    site: str, units: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Magnitude, "plan", lambda *given: SparsityPlan(expected_activity={site: units}))
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.5,), epochs=1)
+    assert not run_of(cell, tmp_path).run()
+    ((_, point),) = cell.points
+    assert f"plan of magnitude, expected_activity: {words}" in Store(tmp_path).reason("point", point)
+
+
+def test_numbers_that_no_record_can_hold_fail_their_point_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are not the method's, but come of its network."""
+    score = cells.score
+
+    def infinite(network: nn.Module, batches: Any) -> Any:
+        return score(network, batches).model_copy(update={"calibration_error": math.nan})
+
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.25, 0.5), epochs=1)
+    (_, first), (_, second) = cell.points
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "score", infinite)
+        assert not run_of(replace(cell, points=cell.points[:1]), tmp_path).run()
+    assert "does not fit the schema at 'validation.calibration_error'" in Store(tmp_path).reason(
+        "point", first
+    )
+    assert not run_of(cell, tmp_path).run()
+    assert Store(tmp_path).status("point", second) == "done"
 
 
 def test_a_hook_that_a_plan_leaves_is_named_at_each_point(
