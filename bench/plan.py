@@ -5,8 +5,6 @@ Everything that can be refused is refused here, before anything is trained or wr
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from bench.measure.training_speed import training_rate
 from bench.offer import all_sites, skip_reason
 from bench.records.ids import digest, point_id, train_id
 from bench.records.schema import Cpu, MethodSettings, Start, Workload
+from bench.sources import source_digest, source_file
 from bench.suite import Suite, WorkloadEntry, matching_workloads
 from bench.training.phases import plan_phases
 from bench.training.recipe import Recipe
@@ -175,7 +174,7 @@ def _cells(plan: Plan, subject: _Subject, opened: Entry, strengths: list[float],
         granularity=traits.granularity,
         strength_kind=traits.strength,
         source=file or methods.source(entry.name),
-        source_digest=source_digest(file or inspect.getfile(type(method))),
+        source_digest=source_digest(source_file(type(method), file)),
     )
     groups: list[tuple[float | None, list[float]]]
     groups = [(None, strengths)] if traits.trains_once else [(strength, [strength]) for strength in strengths]
@@ -230,11 +229,6 @@ def identify(
         seed=seed,
         beside_recipe=workload.beside_recipe(),
     )
-
-
-def source_digest(file: str) -> str:
-    """Of the file that defines a method."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 
 def _pretraining(subject: _Subject, method: Method, seed: int) -> Pretraining | None:

@@ -214,8 +214,12 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
     shared = {cell.pretraining.id: cell for cell in reversed(cells) if cell.pretraining}
     shared = {i: cell for i, cell in shared.items() if not layout.pretrained(options.results, i).is_file()}
 
+    # A method may change the working folder before the records of its cell are written.
+    results = options.results.absolute()
+    data_root = None if options.data_root is None else options.data_root.absolute()
+
     def pretrain_job(id: str, cell: Cell) -> Job[Any]:
-        task = PretrainTask(cell, options.results, options.data_root, plan.device)
+        task = PretrainTask(cell, results, data_root, plan.device)
         title = f"{cell.workload.network} · shared pretraining · seed {cell.seed}"
         return Job(id, task, title, estimate.training_seconds(cell) * estimate.shared_share(cell))
 
@@ -224,7 +228,7 @@ def _train(plan: Plan, store: Store, options: RunOptions, console: Console) -> N
         id = cell.pretraining.id if cell.pretraining else ""
         if id in shared:
             jobs.append(pretrain_job(id, shared.pop(id)))
-        task = CellTask(cell, options.results, options.data_root, plan.device, options.retry_failed)
+        task = CellTask(cell, results, data_root, plan.device, options.retry_failed)
         jobs.append(Job(cell.train_id, task, cell.title, estimate.own_seconds(cell), (id,) if id else ()))
 
     def on_lost(task: CellTask | PretrainTask, kind: str, reason: str) -> None:

@@ -23,10 +23,11 @@ from bench.folder import in_one_line
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
 from bench.measure.dynamic import dynamic_cost, with_gate_cost
-from bench.plan import identify, source_digest
+from bench.plan import identify
 from bench.records.read import Records, read_records
 from bench.records.schema import PROTOCOL_VERSION, DynamicCost, PointRecord, TrainRecord
 from bench.records.select import select_points, title
+from bench.sources import source_digest, source_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,8 +143,8 @@ def _cell(point: PointRecord, records: Records) -> Cell | None:
     file = settings.source if settings.by_path() else None
     try:
         kind = methods.get(settings.name) if file is None else methods.load_file(Path(file))
-        if file is not None:
-            settings = settings.model_copy(update={"source_digest": source_digest(file)})
+        now = source_digest(source_file(kind, file))
+        settings = settings.model_copy(update={"source_digest": now})
         id = identify(point.workload, settings, kind, train.strength, point.seed)
     except (ValueError, OSError):  # the method is gone, or its file does not load any more
         return None

@@ -314,8 +314,9 @@ class Method(ABC):
 
     @abstractmethod
     def plan(self, strength: float) -> SparsityPlan:
-        """The operating point at `strength`. Called after `detach`; must not change the network. `context.generator`
-        begins anew each time, so that all strengths draw the same."""
+        """The operating point at `strength`. Called after `detach`; must not change the network, for a point is then
+        a failure. `context.generator` and the global streams of torch, numpy and random begin anew each time, so that
+        all strengths draw the same."""
 
 
 def missing_site(network: nn.Module, sites: Sequence[Site], names: Iterable[str]) -> str | None:

@@ -32,6 +32,7 @@ from bench.errors import BadInput, CellFailed
 from bench.execute import layout
 from bench.execute.memory import T, in_memory, raise_if_lost
 from bench.execute.outcome import Outcome, describe_failure
+from bench.execute.planning import plan_of
 from bench.execute.subject import Subject, resting_context, units_left
 from bench.measure.accuracy import score
 from bench.measure.cost import cost
@@ -42,7 +43,6 @@ from bench.training.checkpoint import read_state, write_state
 from bench.training.loop import Loop, load_trained, parameter_hash
 from bench.training.phases import PlannedPhase, plan_phases
 from bench.training.recipe import Recipe
-from bench.training.seeds import stream
 from bench.training.thinning import masks_of, take_away
 from methods.base import SparsityPlan
 from methods.input_gate import InputGate
@@ -104,13 +104,12 @@ class CellRun:
             self.report(0.9 + 0.1 * at / len(points), f"removing at {strength:g}")
             began = time.perf_counter()
             try:
-                record = self._point_stage(trained, strength, point)
+                self.store.write(self._point_stage(trained, strength, point))
             except Exception as error:
                 raise_if_lost(error)
                 seconds = time.perf_counter() - began
                 failure = describe_failure(error, method_file=self.cell.method_file)
-                record = self.outcome.point(strength, point, "failed", seconds, failure=failure)
-            self.store.write(record)
+                self.store.write(self.outcome.point(strength, point, "failed", seconds, failure=failure))
         return all(self.store.status("point", point) == "done" for _, point in self.cell.points)
 
     @exact_float32()
@@ -178,7 +177,7 @@ class CellRun:
             shared = self._load_pretrained(subject.network, phases[0])
             phases = phases[1:]
         began = time.perf_counter()
-        loop = self._loop(subject, path)
+        loop = self._loop(subject, path, self.cell.method.source_digest)
         progress = loop.run(phases)
         write_state(path, loop.state())
         subject.detach()
@@ -209,7 +208,7 @@ class CellRun:
         subject.without(state.get("removed", {}))
         return subject
 
-    def _loop(self, subject: Subject, checkpoint: Path) -> Loop:
+    def _loop(self, subject: Subject, checkpoint: Path, source_digest: str) -> Loop:
         def on_epoch(epoch: int, phase: str) -> None:
             self.report(0.9 * epoch / self.recipe.epochs, phase)
 
@@ -225,6 +224,7 @@ class CellRun:
             checkpoint,
             on_epoch=on_epoch,
             parts=self._parts,
+            source_digest=source_digest,
         )
 
     def _load_pretrained(self, network: nn.Module, planned: PlannedPhase) -> dict[str, Any]:
@@ -238,9 +238,10 @@ class CellRun:
         return state
 
     def pretrain_loop(self, network: nn.Module, checkpoint: Path) -> Loop:
-        """The loop of a plain training: the baseline method, which adds nothing."""
+        """The loop of a plain training: the baseline method, which adds nothing, so that no edit of a method's file
+        tells on its checkpoint."""
         plain = Subject(network, [], methods.create("dense"))
-        return self._loop(plain, checkpoint)
+        return self._loop(plain, checkpoint, "")
 
     # Operating points ----------------------------------------------------------------------------------------------
 
@@ -300,9 +301,7 @@ class CellRun:
 
     def prove(self, trained: Subject, strength: float, test: Split, normalise: Normalise) -> Proven:
         """The plan at `strength`, carried out and compared. Raises CellFailed where nothing is left of a site."""
-        # What a plan draws is of its strength alone, whether others were made before it or the training was taken up.
-        trained.method.context.generator.manual_seed(stream(self.cell.seed, "method", "plan"))
-        plan = trained.method.plan(strength)
+        plan = plan_of(trained, strength, self.cell.seed)
         network = trained.network.eval()
         real = normalise(self.dataset.validation.images[:REAL_IMAGES])
         reference = masked_reference(network, plan, self.example)

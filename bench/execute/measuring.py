@@ -32,7 +32,7 @@ def measure_point(point_id: str, results: Path, device: torch.device, preset: st
     began = time.perf_counter()
     found: dict[str, Any]
     try:
-        found = {"status": "done", **_measure(point_id, results, device, preset)}
+        found = {"status": "done", **_measure(_point(point_id, results), results, device, preset)}
     except Exception as error:
         found = {"status": "failed", "failure": describe_failure(error)}
     _write(point_id, results, device, preset, time.perf_counter() - began, **found)
@@ -42,10 +42,8 @@ def measure_point(point_id: str, results: Path, device: torch.device, preset: st
 def _write(
     point_id: str, results: Path, device: torch.device, preset: str, seconds: float, **found: Any
 ) -> None:
-    store = Store(results)
-    point = store.read("point", point_id)
-    assert isinstance(point, PointRecord)
-    store.write(
+    point = _point(point_id, results)
+    Store(results).write(
         MeasureRecord(
             id=planned_id(point_id, device, preset),
             kind="measure",
@@ -67,10 +65,18 @@ def _write(
     )
 
 
-def _measure(point_id: str, results: Path, device: torch.device, preset: str) -> dict[str, Any]:
-    archive = load_archive(layout.compact(results, point_id))
+def _point(id: str, results: Path) -> PointRecord:
+    point = Store(results).read("point", id)
+    assert isinstance(point, PointRecord)
+    return point
+
+
+def _measure(point: PointRecord, results: Path, device: torch.device, preset: str) -> dict[str, Any]:
+    archive = load_archive(layout.compact(results, point.id))
     shape, protocol = archive.input_shape, PRESETS[preset]
     dense = networks.build(archive.network_name, shape, archive.classes)
+    # Compact is of the network of then, and would be timed beside one that it never was.
+    networks.check_unchanged(archive.network_name, dense, point.workload.network_digest)
     latency = compare_latency(dense, archive.network, shape, device, protocol)
     gathered: list[str] = []
     if archive.dynamic is not None:

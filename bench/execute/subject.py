@@ -20,8 +20,10 @@ from bench.compaction import (
 )
 from bench.data.split import Dataset
 from bench.device import place
+from bench.errors import BadInput
 from bench.offer import all_sites, offered_sites
 from bench.records.schema import Workload
+from bench.sources import source_digest, source_file
 from bench.training.recipe import Recipe
 from bench.training.seeds import stream
 from bench.training.thinning import Removed, composed, units_of
@@ -44,9 +46,11 @@ class Subject:
 
     @classmethod
     def of(cls, cell: Cell, dataset: Dataset, example: Tensor) -> Subject:
-        """With initial weights, thinned where the method asks for it. example: on the device that trains."""
+        """With initial weights, thinned where the method asks for it. example: on the device that trains. Raises
+        BadInput where the code of the network or of the method is not what was planned with."""
         torch.manual_seed(stream(cell.seed, "init"))
         network = networks.build(cell.workload.network, dataset.input_shape, dataset.classes)
+        networks.check_unchanged(cell.workload.network, network, cell.workload.network_digest)
         network = place(network, example.device, cell.workload.cpu.memory_format)
         method, streams, round_to = create_method(cell), cell.workload.streams, cell.workload.round_to
         sites = offered_sites(all_sites(network, example), method, streams)
@@ -147,11 +151,21 @@ def units_left(compacted: Compacted, sites: Sequence[Site]) -> dict[str, int]:
 
 
 def create_method(cell: Cell) -> Method:
-    """The method of a cell, built-in or of a file, with the cell's settings."""
+    """The method of a cell, built-in or of a file, with the cell's settings. Raises BadInput where its code is not what
+    was planned with: the records would name that of before."""
     if cell.method_file is None:
-        return methods.create(cell.method.name, **cell.method.config)
+        method = methods.create(cell.method.name, **cell.method.config)
+        _check_unchanged(cell, source_file(type(method), None))
+        return method
+    # Before it is loaded, for once loaded it stays what it is, whatever becomes of the file.
+    _check_unchanged(cell, cell.method_file)
     kind = methods.load_file(Path(cell.method_file))
     return kind(kind.Config(**cell.method.config))
+
+
+def _check_unchanged(cell: Cell, file: str) -> None:
+    if source_digest(file) != cell.method.source_digest:
+        raise BadInput(f"method {cell.method.name!r}: {file} has changed since the run was planned")
 
 
 def resting_context(

@@ -152,9 +152,11 @@ class _Collected:
 def _run(task: AnyTask, report: Callable[[float, str], None]) -> bool:
     """Raises GpuLost also where the GPU was lost before the task began: to take it up is what fails first."""
     from bench.execute.memory import raise_if_lost
+    from bench.execute.process_state import restored
 
     try:
-        return task.run(report)
+        with restored():
+            return task.run(report)
     except GpuLost:
         raise
     except Exception as error:

@@ -61,6 +61,13 @@ def own_digest(name: str, network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_unchanged(name: str, network: nn.Module, digest: str) -> None:
+    """Raises BadInput where a network of the user's own is not what was planned with. digest: `own_digest` of then;
+    empty for any other network."""
+    if digest and own_digest(name, network) != digest:
+        raise BadInput(f"network {name!r}: has changed since the run was planned")
+
+
 def _made(name: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     factory = _factory(name)
     try:

@@ -11,7 +11,15 @@ import tempfile
 from pathlib import Path
 
 from bench.errors import BadInput
-from bench.records.files import AnyRecord, NotARecord, load, sync_folder, warn_skipped, write_atomically
+from bench.records.files import (
+    AnyRecord,
+    NotARecord,
+    load,
+    parse,
+    sync_folder,
+    warn_skipped,
+    write_atomically,
+)
 from bench.records.schema import RECORD_TYPES, Stage, Status
 
 _log = logging.getLogger("bench.records")
@@ -57,10 +65,13 @@ class Store:
         return f"{record.failure.kind}: {record.failure.reason}" if record and record.failure else ""
 
     def write(self, record: AnyRecord) -> Path:
-        """Write, or replace the record of the same id. On return it is on the disk."""
+        """Write, or replace the record of the same id. On return it is on the disk. Raises `NotARecord` for one that
+        could not be read back, and writes nothing: JSON has no NaN, nor infinities."""
         path = self.path(record.kind, record.id)
+        text = (record.model_dump_json(indent=1) + "\n").encode()
+        parse(text)
         self._set_foreign_aside(path, record.kind)
-        write_atomically(path, (record.model_dump_json(indent=1) + "\n").encode())
+        write_atomically(path, text)
         return path
 
     def check_writable(self) -> None:

@@ -66,13 +66,14 @@ class Loop:
         checkpoint_seconds: float = 60.0,
         on_epoch: Callable[[int, str], None] = lambda epoch, phase: None,
         parts: int = 1,
+        source_digest: str = "",
     ) -> None:
         """device: of `network` and `data` both. checkpoint: a file to resume from and to write every
         `checkpoint_seconds` (between two steps). on_epoch: told of each epoch done. parts: in how many pieces a batch
-        is trained (see `EagerStep`); in more where the checkpoint says so."""
+        is trained (see `EagerStep`); in more where the checkpoint says so. source_digest: see `Checkpoints`."""
         self.network, self.method, self.data, self.recipe = network, method, data, recipe
         self.seed, self.device, self.parts, self.on_epoch = seed, device, parts, on_epoch
-        self.checkpoints = Checkpoints(checkpoint, checkpoint_seconds, device)
+        self.checkpoints = Checkpoints(checkpoint, checkpoint_seconds, device, source_digest)
         self.normalise = Normalise.of(data, device)
         self.steps_per_epoch = recipe.steps_per_epoch(len(data.train.labels))
         self.progress, self._position = Progress(), Position()

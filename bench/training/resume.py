@@ -56,10 +56,14 @@ class Resumed:
 
 class Checkpoints:
     """A file that is replaced every so many seconds; None for a training that keeps nothing. device: the one that
-    trains; another's random streams can be neither taken over nor matched."""
+    trains; another's random streams can be neither taken over nor matched. source_digest: of the method's file; half a
+    training by the code of before an edit is no half of one by the code of now."""
 
-    def __init__(self, path: Path | None, seconds: float, device: torch.device) -> None:
-        self.path, self.seconds, self.device = path, seconds, device.type
+    def __init__(
+        self, path: Path | None, seconds: float, device: torch.device, source_digest: str = ""
+    ) -> None:
+        self.path, self.seconds = path, seconds
+        self.made_by = {"device": device.type, "source_digest": source_digest}
         self._last = time.monotonic()
 
     def due(self) -> bool:
@@ -71,17 +75,17 @@ class Checkpoints:
         """state: of network, method and optimisers."""
         if self.path is not None:
             here = {**vars(position), "progress": clone_state(vars(progress)), "best": best}
-            here["device"] = self.device
-            write_state(self.path, {**state, "position": here})
+            write_state(self.path, {**state, "position": here | self.made_by})
             self._last = time.monotonic()
 
     def load(self) -> Resumed | None:
-        """None where there is no file, or that of a finished training, or of one on another kind of device."""
+        """None where there is no file, or that of a finished training, or of one on another kind of device or by other
+        code. An older file does not say all of it, and is taken."""
         state = None if self.path is None else read_state(self.path)
         if state is None or "position" not in state:
             return None
         here = state["position"]
-        if here.pop("device", self.device) != self.device:
+        if any(here.pop(key, now) != now for key, now in self.made_by.items()):
             return None
         progress, best = Progress(**here.pop("progress")), here.pop("best")
         return Resumed(state, Position(**here), progress, best)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from bench.execute.cell import CellRun
 from bench.filters import Filters
 from bench.plan import make_plan
 from bench.records.read import read_records
+from methods import magnitude, registry
 from tests.cli.folders import METHOD, SUITE, run_here, write
 
 
@@ -49,6 +51,52 @@ def test_two_versions_of_a_file_never_share_a_row() -> None:
     assert rows == {
         **dict.fromkeys(("dense", "magnitude", "weights"), "1"),
         **{f"edited [source_digest={digest}]": "1" for digest in (first, second)},
+    }
+
+
+@pytest.mark.parametrize("name", ["edited", "magnitude"])
+def test_a_file_edited_under_a_run_is_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its records would name the code of before. One that was put back is run, as what it is."""
+    write(Path("mine.toml"), SUITE)
+    text = METHOD.replace('"mine"', '"edited"')
+    write(Path("edited.py"), text)
+    cells = make_plan(suites.load("mine.toml"), Filters(files=("edited.py",)), None).cells
+    cell = next(cell for cell in cells if cell.method.name == name)
+    if name == "magnitude":
+        write(Path("edited.py"), inspect.getsource(magnitude))
+        monkeypatch.setattr(inspect, "getfile", lambda kind: "edited.py")
+    source = Path("edited.py").read_text()
+    registry._from_files.clear()  # as in a process of the pool
+
+    def run() -> bool:
+        return CellRun(cell, Path("r"), None, torch.device("cpu"), lambda fraction, doing: None).run(True)
+
+    write(Path("edited.py"), source + "\n# as I meant it\n")
+    assert not run()
+    (train,) = read_records(Path("r")).train.values()
+    assert train.failure is not None
+    file = cell.method_file or "edited.py"
+    reason = f"BadInput: method {name!r}: {file} has changed since the run was planned"
+    assert train.failure.reason == reason
+    write(Path("edited.py"), source)
+    assert run()
+
+
+def test_a_method_that_changes_the_working_folder() -> None:
+    """Its records lie where they were asked for, and the cell after it runs."""
+    write(Path("mine.toml"), SUITE)
+    attach = """
+    def attach(self, network, sites, context):
+        super().attach(network, sites, context)
+        os.chdir("/")
+"""
+    write(Path("moving.py"), METHOD.replace('"mine"', '"moving"') + attach)
+    words = ["--method", "moving.py", "--method", "weights", "--results", "r", "--jobs", "1"]
+    assert main(["run", "mine.toml", *words]) == 0
+    points = read_records(Path("r")).point.values()
+    assert {(point.method.label, point.status) for point in points} == {
+        ("moving", "done"),
+        ("weights", "done"),
     }
 
 

@@ -14,13 +14,18 @@ from safetensors.torch import save_file
 import bench
 from bench import data, networks
 from bench import suite as suites
+from bench.cells import Cell
 from bench.cli import main
 from bench.compaction import find_sites, load_compact
 from bench.errors import BadInput
+from bench.execute.cell import CellRun
+from bench.execute.measuring import measure_point
 from bench.execute.subject import Subject
 from bench.filters import Filters
+from bench.measure.presets import PRESETS, planned_id
 from bench.plan import make_plan
 from bench.records.read import read_records
+from bench.records.store import Store
 from bench.run import RunOptions, _request
 from tests.cli.folders import SUITE, run_here, tree, write
 
@@ -162,6 +167,31 @@ def test_an_edited_network_is_another_one(tmp_path: Path, monkeypatch: pytest.Mo
     small = networks.build("mlp-300-100", (1, 8, 8), 10)
     wide = networks.build("mlp-500-300", (1, 8, 8), 10)
     assert networks.own_digest("user_nets:a", small) != networks.own_digest("user_nets:a", wide)
+
+
+def test_a_network_edited_under_a_run_is_neither_trained_nor_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record would name that of before, and a compact network stands beside the one that it was cut from."""
+    write(Path("mine.toml"), suite("user_nets:residual"))
+    dense, magnitude, _ = make_plan(suites.load("mine.toml"), Filters(), None).cells
+    cpu, store, preset = torch.device("cpu"), Store(tmp_path / "r"), next(iter(PRESETS))
+
+    def run(cell: Cell) -> bool:
+        return CellRun(cell, store.root, None, cpu, lambda fraction, doing: None).run()
+
+    assert run(magnitude)
+    monkeypatch.delitem(sys.modules, "user_nets")
+    (tmp_path / "user_nets.py").write_text(OWN.replace(".relu().mean(", ".tanh().mean("))
+    importlib.invalidate_caches()
+    assert not run(dense)
+    ((_, point),) = magnitude.points
+    assert not measure_point(point, store.root, cpu, preset)
+    for reason in (
+        store.reason("train", dense.train_id),
+        store.reason("measure", planned_id(point, cpu, preset)),
+    ):
+        assert reason.endswith("network 'user_nets:residual': has changed since the run was planned"), reason
 
 
 def test_a_checkpoint_that_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,16 @@ def test_without_the_trained_networks(copied: Path, capsys: pytest.CaptureFixtur
     assert lines == ["1 points verified, 0 of them made again from their trained network; no disagreements"]
 
 
+def test_a_method_whose_file_was_edited_since(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is known by its name, and what it says now is what is to be seen."""
+    path, record = point_of(copied, "magnitude")
+    record["method"]["source_digest"] = "0" * 16
+    path.write_text(json.dumps(record))
+    code, lines = verify(copied, capsys=capsys)
+    assert code == 0
+    assert "3 of them made again" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +17,15 @@ from torch import nn
 
 from bench.cells import Cell
 from bench.data.registry import _prepared
+from bench.execute import cell as cells
+from bench.execute import layout
 from bench.execute.cell import CellRun
 from bench.filters import Filters
 from bench.plan import make_plan
 from bench.records.schema import PointRecord, TrainRecord
 from bench.records.store import Store
 from bench.suite import Suite
+from bench.training.checkpoint import read_state, write_state
 from bench.training.loop import Loop
 from methods.base import SparsityPlan
 from methods.dense import Dense
@@ -86,14 +91,22 @@ def test_what_a_method_leaves_behind_is_no_result(
     assert f"detach of magnitude leaves {words}: all that it puts in has to go" in failure.reason
 
 
+DRAWS: dict[str, Callable[[Magnitude, int], Any]] = {
+    "the method's own": lambda method, size: torch.randperm(size, generator=method.context.generator),
+    "torch": lambda method, size: torch.randperm(size),
+    "numpy": lambda method, size: torch.from_numpy(np.random.permutation(size)),  # noqa: NPY002
+    "random": lambda method, size: torch.tensor(random.sample(range(size), size)),
+}
+
+
+@pytest.mark.parametrize("draws", DRAWS)
 def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    draws: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both strengths in one go, the second one alone, or the second one of a training that is taken up."""
 
     def drawn(method: Magnitude, strength: float) -> SparsityPlan:
-        generator = method.context.generator
-        orders = {site.name: torch.randperm(site.size, generator=generator) for site in method.sites}
+        orders = {site.name: DRAWS[draws](method, site.size) for site in method.sites}
         return SparsityPlan(kept={name: order >= strength * len(order) for name, order in orders.items()})
 
     monkeypatch.setattr(Magnitude, "plan", drawn)
@@ -105,6 +118,93 @@ def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(
     _, point = cell.points[1]
     found = [Store(tmp_path / name).read("point", point) for name in ("at once", "alone", "later")]
     assert len({record.test.loss for record in found if isinstance(record, PointRecord) and record.test}) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda n: n.conv2.weight.data.mul_(0.5), "changes conv2.weight"),
+        (lambda n: n.bn1.running_mean.add_(1.0), "changes bn1.running_mean"),
+    ],
+)
+def test_a_plan_that_changes_the_network_is_no_result_and_costs_no_other_point_its_own(
+    change: Callable[[Any], object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_it_should, losses = Magnitude.plan, []
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.25, 0.5), epochs=1)
+    (_, first), (_, second) = cell.points
+    assert run_of(cell, tmp_path / "good").run()
+
+    def changing(method: Magnitude, strength: float) -> SparsityPlan:
+        if strength == 0.25:
+            change(method.network)
+        return as_it_should(method, strength)
+
+    monkeypatch.setattr(Magnitude, "plan", changing)
+    assert not run_of(cell, tmp_path / "changed").run()
+    assert f"plan of magnitude {words}" in Store(tmp_path / "changed").reason("point", first)
+    for folder in ("good", "changed"):
+        record = Store(tmp_path / folder).read("point", second)
+        assert isinstance(record, PointRecord)
+        assert record.test is not None
+        losses.append(record.test.loss)
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("site", "units", "words"),
+    [
+        ("conv1", math.nan, "nan units of conv1, which has 16"),
+        ("conv1", math.inf, "inf units of conv1"),
+        ("conv1", -1.0, "-1 units of conv1"),
+        ("conv1", 16.1, "16.1 units of conv1"),
+        ("conf1", 1.0, "no site 'conf1' (did you mean 'conv1'?)"),
+    ],
+)
+def test_an_activity_that_cannot_be_is_no_result(
+    site: str, units: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Magnitude, "plan", lambda *given: SparsityPlan(expected_activity={site: units}))
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.5,), epochs=1)
+    assert not run_of(cell, tmp_path).run()
+    ((_, point),) = cell.points
+    assert f"plan of magnitude, expected_activity: {words}" in Store(tmp_path).reason("point", point)
+
+
+def test_numbers_that_no_record_can_hold_fail_their_point_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are not the method's, but come of its network."""
+    score = cells.score
+
+    def infinite(network: nn.Module, batches: Any) -> Any:
+        return score(network, batches).model_copy(update={"calibration_error": math.nan})
+
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.25, 0.5), epochs=1)
+    (_, first), (_, second) = cell.points
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "score", infinite)
+        assert not run_of(replace(cell, points=cell.points[:1]), tmp_path).run()
+    assert "does not fit the schema at 'validation.calibration_error'" in Store(tmp_path).reason(
+        "point", first
+    )
+    assert not run_of(cell, tmp_path).run()
+    assert Store(tmp_path).status("point", second) == "done"
+
+
+def test_a_hook_that_a_plan_leaves_is_named_at_each_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hooking(method: Magnitude, strength: float) -> SparsityPlan:
+        if strength == 0.25:
+            method.network.get_submodule("relu1").register_forward_hook(lambda *given: None)
+        return SparsityPlan()
+
+    monkeypatch.setattr(Magnitude, "plan", hooking)
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.25, 0.5), epochs=1)
+    assert not run_of(cell, tmp_path).run()
+    for _, point in cell.points:
+        assert "plan of magnitude leaves 1 forward hook on 'relu1'" in Store(tmp_path).reason("point", point)
 
 
 def test_data_that_change_under_a_run_are_not_trained_on(tmp_path: Path) -> None:
@@ -132,26 +232,65 @@ class Stop(BaseException):
     """As a signal: nothing catches it."""
 
 
+def keep_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step."""
+    init = Loop.__init__
+
+    def opened(loop: Loop, *arguments: object, **settings: object) -> None:
+        init(loop, *arguments, **settings)  # type: ignore[arg-type]
+        loop.checkpoints.seconds = 0.0
+
+    monkeypatch.setattr(Loop, "__init__", opened)
+
+
+def stop(fraction: float, doing: str) -> None:
+    if fraction > 0.5:
+        raise Stop
+
+
+@pytest.mark.parametrize(
+    ("digest", "epochs"),
+    [("of before the edit", ["train"] * 3), (None, ["train"] * 2), ("missing", ["train"] * 2)],
+)
+def test_a_training_is_not_gone_on_with_by_other_code(
+    digest: str | None, epochs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method that is known by its name has the same id before and after an edit of its file. None: the file is as it
+    was; missing: a checkpoint of before it said whose it is."""
+    cell = cell_of(Case("dense"), (0.0,), epochs=3)
+    keep_all(monkeypatch)
+    run = run_of(cell, tmp_path)
+    run.report = stop
+    with pytest.raises(Stop):
+        run.run()
+    path = layout.trained(tmp_path, cell.train_id)
+    state = read_state(path)
+    assert state is not None
+    assert state["position"]["source_digest"] == cell.method.source_digest
+    if digest == "missing":
+        del state["position"]["source_digest"]
+    elif digest is not None:
+        state["position"]["source_digest"] = digest
+    write_state(path, state)
+    reported: list[str] = []
+    run = run_of(cell, tmp_path)
+    run.report = lambda fraction, doing: reported.append(doing)
+    assert run.run()
+    assert [doing for doing in reported if not doing.startswith("removing")] == epochs
+
+
 def test_seconds_of_a_training_that_was_cut_off_are_those_of_all_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = cell_of(Case("dense"), (0.0,), epochs=3, batch_size=512)
-    after_step, init = Dense.after_step, Loop.__init__
+    after_step = Dense.after_step
 
     def slow(method: Dense) -> None:
         after_step(method)
         time.sleep(0.1)
 
-    def keep_all(loop: Loop, *arguments: object, **settings: object) -> None:
-        init(loop, *arguments, **settings)  # type: ignore[arg-type]
-        loop.checkpoints.seconds = 0.0
-
-    def stop(fraction: float, doing: str) -> None:
-        if fraction > 0.5:
-            raise Stop
-
     monkeypatch.setattr(Dense, "after_step", slow)
-    monkeypatch.setattr(Loop, "__init__", keep_all)
+    keep_all(monkeypatch)
     run = run_of(cell, tmp_path)
     run.report = stop
     with pytest.raises(Stop):

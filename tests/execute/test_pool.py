@@ -299,6 +299,54 @@ def test_what_a_task_raises_is_passed_on_and_costs_no_retry_but_for_the_gpu() ->
     ]
 
 
+@dataclass(frozen=True)
+class Set:
+    """What a method may do to its process; then the task fails, or not."""
+
+    ok: bool
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        torch.set_default_device("meta")
+        torch.set_flush_denormal(False)
+        torch.use_deterministic_algorithms(True)
+        torch.autograd.set_detect_anomaly(True)
+        torch.backends.cudnn.benchmark = True
+        os.chdir("/")
+        return self.ok
+
+
+@dataclass(frozen=True)
+class TellState:
+    path: Path
+
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        import torch
+
+        made = torch.ones(1, requires_grad=True) * 2
+        tiny = torch.tensor([1e-39]) * torch.tensor([0.5])
+        modes = (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_anomaly_enabled(),
+            torch.backends.cudnn.benchmark,
+        )
+        state = (made.dtype, made.requires_grad, made.device, float(tiny), modes, os.getcwd())
+        self.path.write_text(str(state))
+        return True
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_what_a_task_sets_is_not_there_for_the_next(ok: bool, tmp_path: Path) -> None:
+    tell = [Job(name, TellState(tmp_path / name), name, 1.0) for name in ("before", "after")]
+    jobs: list[Job[Any]] = [tell[0], Job("set", Set(ok), "set", 1.0), tell[1]]
+    assert run_jobs(jobs, 1, Watch()) is ok
+    before, after = ((tmp_path / name).read_text() for name in ("before", "after"))
+    assert before == after
+
+
 LEFT: list[weakref.ref[Any]] = []
 """Of a worker's own: the networks that its tasks have left behind."""
 

@@ -1,4 +1,5 @@
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -37,6 +38,17 @@ def test_a_failed_record_is_replaced_by_a_done_one(tmp_path: Path) -> None:
     store.write(done)
     assert store.status("train", done.id) == "done"
     assert snapshot(tmp_path) == {"train", f"train/{done.id}.json"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_record_that_could_not_be_read_back_is_not_written(number: float, tmp_path: Path) -> None:
+    good = point_record(train_record(), 0.5)
+    Store(tmp_path).write(good)
+    bad = good.model_copy(update={"expected_activity": {"fc1": number}})
+    with pytest.raises(files.NotARecord, match=r"expected_activity\.fc1"):
+        Store(tmp_path).write(bad)
+    assert Store(tmp_path).read("point", good.id) == good
+    assert snapshot(tmp_path) == {"point", f"point/{good.id}.json"}
 
 
 def test_absent_is_none_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
