@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from bench.cells import Cell
 from bench.data.registry import _prepared
 from bench.execute.cell import CellRun
+from bench.execute.subject import Subject
 from bench.filters import Filters
 from bench.plan import make_plan
 from bench.records.schema import PointRecord, TrainRecord
@@ -70,6 +71,17 @@ def test_what_fails_later_leaves_the_record_of_the_training(
         (lambda n: n.relu1.register_forward_hook(lambda *given: None), "1 forward hook on 'relu1'"),
         (lambda n: n.register_forward_pre_hook(lambda *given: None), "1 forward pre-hook on 'the network'"),
         (lambda n: n.bn1.register_parameter("gate", nn.Parameter(torch.ones(1))), "the parameter 'bn1.gate'"),
+        (lambda n: n.bn1.register_buffer("mask", torch.ones(1)), "the buffer 'bn1.mask'"),
+        (
+            lambda n: n.relu1.register_full_backward_pre_hook(lambda *given: None),
+            "1 backward pre-hook on 'relu1'",
+        ),
+        (
+            lambda n: n.relu1.register_state_dict_post_hook(lambda *given: None),
+            "1 state-dict hook on 'relu1'",
+        ),
+        (lambda n: n.register_load_state_dict_pre_hook(lambda *given: None), "1 load-state-dict pre-hook on"),
+        (lambda n: setattr(n.relu1, "forward", torch.sigmoid), "a forward of its own on 'relu1'"),
     ],
 )
 def test_what_a_method_leaves_behind_is_no_result(
@@ -83,7 +95,28 @@ def test_what_a_method_leaves_behind_is_no_result(
     assert not run_of(cell, tmp_path).run()
     failure = trained(cell, tmp_path).failure
     assert failure is not None
-    assert f"detach of magnitude leaves {words}: all that it puts in has to go" in failure.reason
+    assert f"detach of magnitude leaves {words}" in failure.reason
+    assert failure.reason.endswith(": all that it puts in has to go")
+
+
+def test_what_comes_of_removed_units_is_not_left_by_the_method() -> None:
+    """The rewritten network keeps what it reads as buffers, whether it was one before or not."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.full((4,), 2.0)
+            self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(torch.relu(self.fc1(x * self.scale + torch.tensor([1.0, 2.0, 3.0, 4.0]))))
+
+    network = Scaled()
+    subject = Subject(network, [], Dense())
+    subject.network = fx.symbolic_trace(network)
+    assert {"scale", "_tensor_constant0"} <= set(subject.network.state_dict())
+    subject.network.register_buffer("select_fc1", torch.ones(1), persistent=False)
+    subject.detach()
 
 
 def test_what_a_plan_draws_does_not_depend_on_the_plans_before_it(
