@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from bench.cells import Cell
 from bench.data.registry import _prepared
+from bench.errors import DiskFull
 from bench.execute.cell import CellRun
 from bench.execute.subject import Subject
 from bench.filters import Filters
@@ -97,6 +100,25 @@ def test_what_a_method_leaves_behind_is_no_result(
     assert failure is not None
     assert f"detach of magnitude leaves {words}" in failure.reason
     assert failure.reason.endswith(": all that it puts in has to go")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+@pytest.mark.parametrize("writer", ["bench.execute.cell.write_state", "bench.execute.cell.save_compact"])
+def test_a_full_disk_is_no_failure_of_a_cell(
+    writer: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed record would stay when there is room again."""
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.5,), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, full)
+        with pytest.raises(DiskFull, match=os.strerror(number)):
+            run_of(cell, tmp_path).run()
+    assert not list(tmp_path.glob("point/*"))
+    assert run_of(cell, tmp_path).run()
 
 
 def test_what_comes_of_removed_units_is_not_left_by_the_method() -> None:
