@@ -59,7 +59,7 @@ def workloads(suite: Suite, filters: Filters) -> list[tuple[int, WorkloadEntry]]
 
 def entries_of(suite: Suite, filters: Filters) -> list[Entry]:
     """The suite's entries that pass the filter, then methods that are named though the suite lacks them, then those of
-    files, each with its checked config."""
+    files, each with its checked config. A file counts once, however often and in whatever spelling it is named."""
     words = {word for entry in suite.methods for word in (entry.name, entry.shown)}
     lacking = _lacking(filters.methods, words)
     wanted = _words(suite, {*words, *lacking}, filters.methods, "method")
@@ -79,7 +79,7 @@ def entries_of(suite: Suite, filters: Filters) -> list[Entry]:
             chosen.append(Entry(where, MethodEntry(name=name), methods.create(name)))
         except ValueError as error:
             raise BadInput(f"{where}: {error}") from None
-    for file in dict.fromkeys(filters.files):
+    for file in {Path(file).resolve(): file for file in filters.files}.values():
         try:
             kind = methods.load_file(Path(file))
         except ValueError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput
+from bench.errors import EXIT_BAD_INPUT, EXIT_DONE, BadInput, system_error
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,13 +22,18 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 PIPE_WIDTH = 160
+MOST_JOBS = 100_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code (0 done, 2 bad input, 3 some cells failed, 130 interrupted)."""
-    options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter still shows the rest
     try:
+        options = _parser().parse_args(arguments)
         code: int = options.command(options)
+        sys.stdout.flush()
         return code
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
@@ -34,8 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone (`bench … | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()
         return EXIT_DONE
+    except OSError as error:
+        print(f"bench: {system_error(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was our output that could not be written
+            _let_go_of_output()
+        return EXIT_BAD_INPUT
+
+
+def _let_go_of_output() -> None:
+    """What is still to be written goes nowhere: at the end of the process it would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -184,7 +204,7 @@ def _filters(parser: argparse.ArgumentParser, files: bool = True) -> None:
     parser.add_argument(
         "--strength", action="append", default=[], type=float, help="only this one (repeatable)"
     )
-    parser.add_argument("--seed", action="append", default=[], type=int, help="only this seed (repeatable)")
+    parser.add_argument("--seed", action="append", default=[], type=_seed, help="only this seed (repeatable)")
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -218,9 +238,22 @@ def _json(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    if not text.isdecimal() or len(text) > len(str(MOST_JOBS)) or not 1 <= int(text) <= MOST_JOBS:
+        raise argparse.ArgumentTypeError(f"{_short(text)!r} is no whole number from 1 to {MOST_JOBS}")
     return int(text)
+
+
+def _seed(text: str) -> int:
+    from bench.suite import MOST_SEED
+
+    digits = len(str(MOST_SEED))
+    if not re.fullmatch(rf"-?\d{{1,{digits}}}", text) or int(text) > MOST_SEED:
+        raise argparse.ArgumentTypeError(f"{_short(text)!r} is no whole number up to {MOST_SEED}")
+    return int(text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _seconds(text: str) -> float:
@@ -346,8 +379,16 @@ def _chosen(options: argparse.Namespace) -> Filters:
 def _run_options(options: argparse.Namespace) -> RunOptions:
     from bench.run import RunOptions
 
+    results = options.results or Path("results/runs") / Path(options.suite).stem
+    try:
+        results.stat()
+    except OSError as error:
+        if (
+            error.errno == errno.ENAMETOOLONG
+        ):  # else it would be told of every record that is looked for there
+            raise
     return RunOptions(
-        results=options.results or Path("results/runs") / Path(options.suite).stem,
+        results=results,
         data_root=_data_root(options),
         jobs=options.jobs,
         device=options.device,

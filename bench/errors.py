@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Collection, Iterable
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_SOME_FAILED = 0, 2, 3
@@ -25,6 +26,23 @@ class CellFailed(Exception):
 class GpuLost(Exception):
     """The GPU no longer answers this process. It may be another's fault: processes that share a GPU by MPS lose it
     together."""
+
+
+class DiskFull(Exception):
+    """The disk takes no more of what a cell writes, which says nothing of the cell. The message is one line."""
+
+
+def raise_if_disk_full(error: Exception) -> None:
+    """Raise DiskFull where that is what `error` says: of a disk, a quota, or a limit for files."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        raise DiskFull(system_error(error)) from error
+
+
+def system_error(error: OSError) -> str:
+    """What the system said, and of which file where it tells, in one line; of a long name the beginning."""
+    said = " ".join((error.strerror or str(error) or type(error).__name__).split())
+    name = " ".join(str(error.filename).split())
+    return said if error.filename is None else f"{name[:200]}{'…' * (len(name) > 200)}: {said}"
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

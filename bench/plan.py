@@ -266,11 +266,15 @@ def config_defaults(kind: type[Method]) -> dict[str, Any]:
 
 
 def _refuse_equal_entries(plan: Plan) -> None:
-    """Two labels for the same settings would be one result shown twice."""
+    """Two labels for the same settings would be one result shown twice, two cells of one id one training run twice at
+    once."""
     seen: dict[str, str] = {}
     for cell in plan.cells:
-        label = seen.setdefault(cell.train_id, cell.method.label)
-        if label != cell.method.label:
-            raise BadInput(
-                f"{plan.suite.where}: methods: {label!r} and {cell.method.label!r} are the same settings"
-            )
+        label = cell.method.label
+        if cell.train_id not in seen:
+            seen[cell.train_id] = label
+        elif seen[cell.train_id] == label:
+            raise BadInput(f"{plan.suite.where}: {cell.title} stands there twice")
+        else:
+            other = seen[cell.train_id]
+            raise BadInput(f"{plan.suite.where}: methods: {other!r} and {label!r} are the same settings")

@@ -19,6 +19,7 @@ from bench.errors import EXIT_DONE, EXIT_SOME_FAILED, BadInput
 from bench.execute import layout, shortcut
 from bench.execute.gpu_sharing import side_by_side
 from bench.execute.interrupts import signals_interrupt
+from bench.execute.leftovers import remove_leftovers
 from bench.execute.lock import alone_in
 from bench.execute.measure_stage import Wanted, measure_all
 from bench.execute.pool import Job, child_environment, cores_each, processes, run_jobs, threads_each
@@ -62,7 +63,9 @@ def run_suite(name_or_path: str, filters: Filters, options: RunOptions, console:
 
     plan = plan_elsewhere(suite, filters, options)
     store.check_writable()
-    with alone_in(options.results):
+    with alone_in(options.results) as held:
+        if held:
+            remove_leftovers(options.results)
         return _run(plan, suite, store, request, options, console, began)
 
 

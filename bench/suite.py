@@ -25,6 +25,9 @@ SHIPPED = Path(__file__).parent / "suites"
 MOST_SEED = 2**63 - 1
 """What a column of tables holds."""
 
+MOST_ROUND_TO = 2**16
+"""Far above what any kernel likes; from there on it can only be a slip."""
+
 
 class _Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,11 +43,11 @@ class WorkloadEntry(_Checked):
     CPU, which `bench run --tune` fills in.
     """
 
-    dataset: str
-    network: str
-    start: str | None = None
+    dataset: str = Field(min_length=1)
+    network: str = Field(min_length=1)
+    start: str | None = Field(default=None, min_length=1)
     streams: bool = False
-    round_to: int = Field(default=1, ge=1)
+    round_to: int = Field(default=1, ge=1, le=MOST_ROUND_TO)
     cpu: Cpu = Cpu()
     recipe: Recipe
 

@@ -85,8 +85,8 @@ class CellRun:
 
     @exact_float32()
     def run(self, retry_failed: bool = False) -> bool:
-        """True when every stage of the cell is done. A finished stage is not done again. Raises GpuLost, which
-        leaves no record."""
+        """True when every stage of the cell is done. A finished stage is not done again. Raises GpuLost and
+        DiskFull, which leave no record."""
         finished = {"done"} if retry_failed else {"done", "failed"}
         points = [(s, p) for s, p in self.cell.points if self.store.status("point", p) not in finished]
         began = time.perf_counter()
@@ -115,7 +115,7 @@ class CellRun:
     @exact_float32()
     def run_pretraining(self) -> bool:
         """Only the plain training that this cell shares with others. A failure is left to the cells to record. Raises
-        GpuLost."""
+        GpuLost and DiskFull."""
         try:
             self.open_data()
             self._in_memory(self._pretrain_alone)

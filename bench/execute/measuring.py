@@ -11,6 +11,7 @@ import torch
 
 from bench import networks
 from bench.compaction.archive import load_archive
+from bench.errors import raise_if_disk_full
 from bench.execute import layout
 from bench.execute.measuring_gates import dynamic_latency
 from bench.execute.outcome import describe_failure
@@ -28,12 +29,14 @@ def record_lost(point_id: str, results: Path, device: torch.device, preset: str,
 
 
 def measure_point(point_id: str, results: Path, device: torch.device, preset: str) -> bool:
-    """Measure and record; True when it went well. Needs the point's record and its compact network, nothing else."""
+    """Measure and record; True when it went well. Needs the point's record and its compact network, nothing else.
+    Raises DiskFull, which leaves no record."""
     began = time.perf_counter()
     found: dict[str, Any]
     try:
         found = {"status": "done", **_measure(_point(point_id, results), results, device, preset)}
     except Exception as error:
+        raise_if_disk_full(error)
         found = {"status": "failed", "failure": describe_failure(error)}
     _write(point_id, results, device, preset, time.perf_counter() - began, **found)
     return found["status"] == "done"

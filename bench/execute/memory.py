@@ -1,4 +1,4 @@
-"""What is done where a training does not fit in the memory of its device, or has lost that."""
+"""What is done where a training does not fit in the memory of its device, or has lost that, or its disk is full."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TypeVar
 
-from bench.errors import GpuLost
+from bench.errors import GpuLost, raise_if_disk_full
 from bench.training.memory import free_unused, is_out_of_memory
 
 T = TypeVar("T")
@@ -17,8 +17,9 @@ to 810)."""
 
 
 def raise_if_lost(error: Exception) -> None:
-    """Raise GpuLost where `error` has left this process without its GPU, or has kept it from one, so that the outcome
-    says nothing of the cell yet."""
+    """Raise GpuLost where `error` has left this process without its GPU, or has kept it from one, and DiskFull where
+    there was no room for what it wrote, so that the outcome says nothing of the cell yet."""
+    raise_if_disk_full(error)
     refused = isinstance(error, RuntimeError) and _NOT_SERVED.search(str(error)) is not None
     if refused or not free_unused():
         said = (str(error).splitlines() or [""])[0]

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Generic, Protocol, TypeVar
 
+from bench.errors import BadInput
 from bench.execute.interrupts import SIGNALS
 from bench.execute.worker import work
 
@@ -110,7 +111,7 @@ def run_jobs(
     timeout: seconds for one job. on_lost: told of each task whose worker died or ran out of time, with the word for
     the tables (`killed`, `timeout`, `gpu`, `error`) and the reason; its process writes nothing more by then.
     shared_gpu: what is in the environment of workers that share one (see `side_by_side`). True when every job ended
-    well.
+    well. Raises BadInput where the disk is full: all jobs end there.
     """
     waiting, done, cut_off = list(jobs), set[str](), set[str]()
     busy: dict[Connection, _Worker[T]] = {}
@@ -151,6 +152,8 @@ def run_jobs(
             for worker, ok, kind, reason in _outcomes(busy, watcher, timeout):
                 job = worker.job
                 assert job is not None
+                if kind == "disk":  # the next one would end no better
+                    raise BadInput(f"{reason}; where there is room again, the same command goes on from here")
                 del busy[worker.pipe]
                 again = kind == "gpu" and job.key not in cut_off
                 if again:
@@ -236,7 +239,7 @@ def _listen(worker: _Worker[T], watcher: Watcher) -> tuple[bool, str, str] | Non
         worker.began = time.monotonic()
     elif kind == "progress":
         watcher.moved(worker.job, value, text)
-    elif kind in ("gpu", "error"):
+    elif kind in ("gpu", "disk", "error"):
         return False, kind, text
     else:
         worker.left = kind == "left"

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from bench.cells import Cell
-from bench.errors import GpuLost
+from bench.errors import DiskFull, GpuLost
 
 
 @contextmanager
@@ -123,6 +123,9 @@ def work(pipe: Connection, threads: int = 1) -> None:
         except GpuLost as lost:
             tell("gpu", False, str(lost))
             os._exit(1)
+        except DiskFull as full:
+            tell("disk", False, str(full))
+            os._exit(1)
         except Exception as error:  # of the device or the disk: a cell records its own
             traceback.print_exc()
             tell("error", False, describe_failure(error).reason)
@@ -150,14 +153,15 @@ class _Collected:
 
 
 def _run(task: AnyTask, report: Callable[[float, str], None]) -> bool:
-    """Raises GpuLost also where the GPU was lost before the task began: to take it up is what fails first."""
+    """Raises GpuLost also where the GPU was lost before the task began: to take it up is what fails first. Raises
+    DiskFull also where it was the record that found no room."""
     from bench.execute.memory import raise_if_lost
     from bench.execute.process_state import restored
 
     try:
         with restored():
             return task.run(report)
-    except GpuLost:
+    except (GpuLost, DiskFull):
         raise
     except Exception as error:
         raise_if_lost(error)

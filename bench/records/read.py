@@ -24,7 +24,7 @@ class Records(NamedTuple):
 
 
 def read_records(directory: str | Path) -> Records:
-    """All records below `directory`: every `*.json` in a folder named after a stage, at any depth.
+    """All records below `directory`: every `*.json` in a folder named after a stage, at any depth, through links too.
 
     A file that is no record is skipped with a warning that names it. Of two records with the same id (a
     published copy, say) the newer one counts. Raises `BadInput` where `directory` is no folder.
@@ -38,13 +38,13 @@ def read_records(directory: str | Path) -> Records:
         "point": found.point,
         "measure": found.measure,
     }
-    for path in _candidates(directory):
+    for path, stage in _candidates(directory):
         try:
             record = load(path)
         except (NotARecord, OSError) as error:
             warn_skipped(path, error)
             continue
-        if record.kind != path.resolve().parent.name:
+        if record.kind != stage:
             warn_skipped(path, NotARecord(f"a {record.kind} record in the wrong folder"))
             continue
         known = by_stage[record.kind].get(record.id)
@@ -78,10 +78,20 @@ def read_results(
     return frame.point_frame(records, latency_device)
 
 
-def _candidates(directory: Path) -> list[Path]:
-    found = []
-    for folder, folders, names in os.walk(directory):
+def _candidates(directory: Path) -> list[tuple[Path, str]]:
+    """With the stage. Links are followed, as `Store` does, whose folders may lie elsewhere; one that is called after no
+    stage counts as what it leads to."""
+    found: list[tuple[Path, str]] = []
+    seen = set()
+    for folder, folders, names in os.walk(directory, followlinks=True):
+        there = os.path.realpath(folder)
+        called, leads_to = os.path.basename(os.path.abspath(folder)), os.path.basename(there)
+        stage = next((name for name in (called, leads_to) if name in RECORD_TYPES), "")
+        if (there, stage) in seen:  # links that lead back, or to the same place
+            folders.clear()
+            continue
+        seen.add((there, stage))
         folders.sort()
-        if Path(folder).resolve().name in RECORD_TYPES:
-            found += [Path(folder, name) for name in sorted(names) if name.endswith(".json")]
+        if stage:
+            found += [(Path(folder, name), stage) for name in sorted(names) if name.endswith(".json")]
     return found

@@ -44,7 +44,7 @@ class Cpu(Part):
     says anything."""
 
     memory_format: MemoryFormat = "channels-last"
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=4096)
 
 
 class Workload(Part):

@@ -285,6 +285,11 @@ class Loop:
 
     def _ask_method(self, optimizers: Optimizers) -> Request | None:
         request = self.method.after_epoch(self.validate)
+        if not isinstance(request, Request | None):  # what no branch below knows would be passed over
+            raise TypeError(
+                f"after_epoch of {self.method.name} returns {request!r}, which is neither a "
+                "methods.base.Request nor None"
+            )
         if request is Request.KEEP_BEST:
             self._best = clone_state({**self.state(), "optimizers": optimizers.state_dict()})
         elif request is Request.ROLLBACK:

@@ -27,6 +27,10 @@ LATER = (
 written down, so that the ids, the groups of a table and the shared pretraining of such a recipe stay what they were."""
 
 
+MOST = 10_000_000
+"""Epochs, and images of a batch: more can only be a slip, and numbers without end are none that torch takes."""
+
+
 class Recipe(BaseModel):
     """The same for every method of a workload.
 
@@ -47,8 +51,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    epochs: int = Field(gt=0)
-    batch_size: int = Field(default=128, gt=0)
+    epochs: int = Field(gt=0, le=MOST)
+    batch_size: int = Field(default=128, gt=0, le=MOST)
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)

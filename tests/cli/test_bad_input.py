@@ -58,6 +58,18 @@ def refused(
             ("epochs = 2", "epochs = 2, nesterov = true, momentum = 0"),
             ["workloads.0.recipe", "a momentum above"],
         ),
+        (
+            ("batch_size = 256", "batch_size = 1e18"),
+            ["workloads.0.recipe.batch_size", "less than or equal to"],
+        ),
+        (("epochs = 2", f"epochs = {2**63}"), ["workloads.0.recipe.epochs", "less than or equal to"]),
+        (
+            ("recipe =", "cpu = { threads = 100000000000 }\nrecipe ="),
+            ["workloads.0.cpu.threads", "less than or equal to 4096"],
+        ),
+        (("recipe =", f"round_to = {2**63}\nrecipe ="), ["workloads.0.round_to", "less than or equal to"]),
+        (("recipe =", 'start = ""\nrecipe ='), ["workloads.0.start", "at least 1 character"]),
+        (('"digits"', '""'), ["workloads.0.dataset", "at least 1 character"]),
         (("epochs = 2", "epochs = 1"), ["workloads.0.recipe.epochs", "1 epochs are too few for 2 phases"]),
         (("seeds = [0]", 'seeds = ["one"]'), ["seeds.0", "'one'"]),
         (("seeds = [0]", "seeds = [1, 1]"), ["seeds", "1 stands there twice"]),

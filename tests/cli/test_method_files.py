@@ -14,9 +14,10 @@ import torch
 
 from bench import suite as suites
 from bench.cli import main
+from bench.errors import BadInput
 from bench.execute.cell import CellRun
 from bench.filters import Filters
-from bench.plan import make_plan
+from bench.plan import _refuse_equal_entries, make_plan
 from bench.records.read import read_records
 from methods import magnitude, registry
 from tests.cli.folders import METHOD, SUITE, run_here, write
@@ -136,3 +137,22 @@ def test_a_method_that_the_suite_lacks_runs_by_its_name() -> None:
     assert (cell.method.name, cell.method.source, cell.method_file) == ("random", "builtin", None)
     both = make_plan(suites.load("mine.toml"), Filters(methods=("dense", "random")), None).cells
     assert {cell.method.name for cell in both} == {"dense", "random"}
+
+
+def test_a_file_under_two_spellings_is_one_method() -> None:
+    """Two cells of one id would be trained at once, into the same files."""
+    write(Path("mine.toml"), SUITE)
+    mine = write(Path("mine.py"), METHOD)
+    Path("linked.py").symlink_to(mine)
+    spellings = ("mine.py", "./mine.py", str(mine.resolve()), "linked.py")
+    (cell,) = (
+        c for c in make_plan(suites.load("mine.toml"), Filters(files=spellings), None).cells if c.method_file
+    )
+    assert cell.method.name == "mine"
+
+
+def test_a_training_is_never_planned_twice() -> None:
+    plan = make_plan(suites.load(str(write(Path("mine.toml"), SUITE))), Filters(), None)
+    plan.cells.append(plan.cells[1])
+    with pytest.raises(BadInput, match=r"mlp-300-100 · magnitude 0.5 · seed 0 stands there twice"):
+        _refuse_equal_entries(plan)

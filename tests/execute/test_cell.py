@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import random
 import time
 from collections.abc import Callable
@@ -13,13 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from bench.cells import Cell
 from bench.data.registry import _prepared
+from bench.errors import DiskFull
 from bench.execute import cell as cells
 from bench.execute import layout
 from bench.execute.cell import CellRun
+from bench.execute.subject import Subject
 from bench.filters import Filters
 from bench.plan import make_plan
 from bench.records.schema import PointRecord, TrainRecord
@@ -75,6 +79,17 @@ def test_what_fails_later_leaves_the_record_of_the_training(
         (lambda n: n.relu1.register_forward_hook(lambda *given: None), "1 forward hook on 'relu1'"),
         (lambda n: n.register_forward_pre_hook(lambda *given: None), "1 forward pre-hook on 'the network'"),
         (lambda n: n.bn1.register_parameter("gate", nn.Parameter(torch.ones(1))), "the parameter 'bn1.gate'"),
+        (lambda n: n.bn1.register_buffer("mask", torch.ones(1)), "the buffer 'bn1.mask'"),
+        (
+            lambda n: n.relu1.register_full_backward_pre_hook(lambda *given: None),
+            "1 backward pre-hook on 'relu1'",
+        ),
+        (
+            lambda n: n.relu1.register_state_dict_post_hook(lambda *given: None),
+            "1 state-dict hook on 'relu1'",
+        ),
+        (lambda n: n.register_load_state_dict_pre_hook(lambda *given: None), "1 load-state-dict pre-hook on"),
+        (lambda n: setattr(n.relu1, "forward", torch.sigmoid), "a forward of its own on 'relu1'"),
     ],
 )
 def test_what_a_method_leaves_behind_is_no_result(
@@ -88,7 +103,47 @@ def test_what_a_method_leaves_behind_is_no_result(
     assert not run_of(cell, tmp_path).run()
     failure = trained(cell, tmp_path).failure
     assert failure is not None
-    assert f"detach of magnitude leaves {words}: all that it puts in has to go" in failure.reason
+    assert f"detach of magnitude leaves {words}" in failure.reason
+    assert failure.reason.endswith(": all that it puts in has to go")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+@pytest.mark.parametrize("writer", ["bench.execute.cell.write_state", "bench.execute.cell.save_compact"])
+def test_a_full_disk_is_no_failure_of_a_cell(
+    writer: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed record would stay when there is room again."""
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    cell = cell_of(Case("magnitude", {"finetune": 0.0}), (0.5,), epochs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, full)
+        with pytest.raises(DiskFull, match=os.strerror(number)):
+            run_of(cell, tmp_path).run()
+    assert not list(tmp_path.glob("point/*"))
+    assert run_of(cell, tmp_path).run()
+
+
+def test_what_comes_of_removed_units_is_not_left_by_the_method() -> None:
+    """The rewritten network keeps what it reads as buffers, whether it was one before or not."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.full((4,), 2.0)
+            self.fc1, self.fc2 = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(torch.relu(self.fc1(x * self.scale + torch.tensor([1.0, 2.0, 3.0, 4.0]))))
+
+    network = Scaled()
+    subject = Subject(network, [], Dense())
+    subject.network = fx.symbolic_trace(network)
+    assert {"scale", "_tensor_constant0"} <= set(subject.network.state_dict())
+    subject.network.register_buffer("select_fc1", torch.ones(1), persistent=False)
+    subject.detach()
 
 
 DRAWS: dict[str, Callable[[Magnitude, int], Any]] = {

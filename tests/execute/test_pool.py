@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench.errors import GpuLost
+from bench.errors import BadInput, GpuLost
 from bench.execute import pool
 from bench.execute.pool import Job, processes, run_jobs, threads_each
 
@@ -35,6 +36,12 @@ class Touch:
 class Die:
     def run(self, report: Callable[[float, str], None]) -> bool:
         os._exit(9)
+
+
+@dataclass(frozen=True)
+class FillDisk:
+    def run(self, report: Callable[[float, str], None]) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device", "/full/of\nit")
 
 
 @dataclass(frozen=True)
@@ -406,3 +413,12 @@ def test_how_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads_each("cuda", 4) == 4
     assert threads_each("cuda", 32) == 1
     assert threads_each("cpu", 1) == 1
+
+
+def test_a_full_disk_ends_all_of_it_and_is_no_jobs_fault(tmp_path: Path) -> None:
+    lost: list[str] = []
+    jobs: list[Job[Any]] = [Job("fill", FillDisk(), "", 1.0), Job("next", Touch(tmp_path / "next"), "", 1.0)]
+    with pytest.raises(BadInput, match=r"^/full/of it: No space left on device; where there is room"):
+        run_jobs(jobs, 1, Watch(), on_lost=lambda task, kind, reason: lost.append(kind))
+    assert not lost
+    assert not (tmp_path / "next").exists()

@@ -17,6 +17,7 @@ from records_factory import (
 import bench
 from bench.errors import BadInput
 from bench.records.files import AnyRecord
+from bench.records.read import read_records
 from bench.records.schema import DynamicCost, Failure
 from bench.records.store import Store
 
@@ -261,3 +262,32 @@ def test_bad_input(tmp_path: Path) -> None:
         bench.read_results(tmp_path / "nothing")
     with pytest.raises(BadInput, match="did you mean 'point'"):
         bench.read_results(tmp_path, stage="points")
+
+
+def test_a_stage_folder_that_lies_elsewhere_is_read_too(tmp_path: Path) -> None:
+    """`Store` writes there; links that lead back, and to nowhere, end the walk no less."""
+    train = train_record()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "point").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "r" / "again").symlink_to(tmp_path / "r")
+    (tmp_path / "elsewhere" / "measure").symlink_to(tmp_path)
+    (tmp_path / "r" / "train").symlink_to("gone")
+    point = point_record(train, 0.5)
+    write(tmp_path / "r", point)
+    for folder in (tmp_path / "r", tmp_path):
+        found = read_records(folder)
+        assert set(found.point) == {point.id}
+    assert (
+        read_records(tmp_path / "r").files["point", point.id] == tmp_path / "r" / "point" / f"{point.id}.json"
+    )
+    assert Store(tmp_path / "r").read("point", point.id) == read_records(tmp_path / "r").point[point.id]
+
+
+def test_a_record_that_is_a_link_is_read(tmp_path: Path) -> None:
+    point = point_record(train_record(), 0.5)
+    write(tmp_path, point)
+    path = Store(tmp_path).path("point", point.id)
+    path.rename(tmp_path / path.name)
+    path.symlink_to(tmp_path / path.name)
+    assert set(read_records(tmp_path).point) == {point.id}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -121,3 +122,17 @@ def test_a_step_that_owes_something_is_told_what(backward: bool, returns: bool, 
 
     with pytest.raises((RuntimeError, TypeError), match=f"training_step of {says}"):
         train({}, Forgetful)
+
+
+@pytest.mark.parametrize("answer", ["stop", True, Request])
+def test_an_answer_that_is_no_request_is_told(answer: object) -> None:
+    """It would be passed over, and the training go on as if nothing had been asked."""
+
+    class Mistaken(Asking):
+        name = "mistaken"
+
+        def after_epoch(self, validate: Callable[[], Evaluation]) -> Request | None:
+            return answer  # type: ignore[return-value]
+
+    with pytest.raises(TypeError, match=rf"after_epoch of mistaken returns {re.escape(repr(answer))}, which"):
+        train({}, Mistaken)
