@@ -25,7 +25,8 @@ def restored() -> Iterator[None]:
         torch.set_default_device(None)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(gradients)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:  # imports for seconds
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.autograd.set_detect_anomaly(anomalies)
         torch.backends.cudnn.benchmark = benchmark
         torch.set_flush_denormal(True)
