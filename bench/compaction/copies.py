@@ -135,7 +135,7 @@ def take_hooks(twin: nn.Module, network: nn.Module) -> None:
 def _copied_by_its_attributes(kind: type[nn.Module]) -> bool:
     """Whether a deep copy of such a module is no more than one of its `__dict__`. Of torch's own layers only the
     recurrent ones set their state for more than what an older version has not stored."""
-    # torch.compile puts one of its own in the place of the first.
+    # The first as it is now: torch.compile replaces that of `nn.Module`.
     usual = kind.__setstate__ is nn.Module.__setstate__
     of_torch = usual or getattr(kind.__setstate__, "__module__", "").startswith("torch.nn.modules.")
     own = ("__new__", "__deepcopy__", "__getstate__", "__reduce__", "__reduce_ex__", "__slots__")
