@@ -37,7 +37,8 @@ Deviations, with reasons:
   the method's own, as the pruning must see the restored state within the same call.
 - `patience` (PWE) is 0, the authors' default: a pruning after each epoch, as a short budget has time for few
   plateaus. In the first epochs, while the loss is far from its lowest, the half way to chance then binds and not TWT,
-  and most of what goes may go there. With a patience of 1 or more nothing goes before the first plateau.
+  and most of what goes may go there. With a patience of 1 or more nothing goes before the first plateau, if one
+  comes before the last cycle.
 - No change of the validation split after a pruning (an option of the code).
 - Strength 0 is plain training: nothing decays, nothing is removed.
 """

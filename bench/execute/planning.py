@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import nearest
-from bench.execute.subject import Subject, attachments
+from bench.execute.attachments import attachments
+from bench.execute.subject import Subject
 from bench.training.seeds import stream
 from methods.base import SparsityPlan
 
@@ -41,10 +42,8 @@ def plan_of(trained: Subject, strength: float, seed: int) -> SparsityPlan:
 
 
 def _check_activity(trained: Subject, site: str, units: float) -> None:
-    where, sizes = (
-        f"plan of {trained.method.name}, expected_activity",
-        {s.name: s.size for s in trained.sites},
-    )
+    where = f"plan of {trained.method.name}, expected_activity"
+    sizes = {s.name: s.size for s in trained.sites}
     if site not in sizes:
         raise ValueError(f"{where}: no site {site!r}{nearest(site, sizes)}")
     # A mean over many images is not exact; NaN is in no range.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import methods
 from bench import networks
@@ -21,6 +21,7 @@ from bench.compaction import (
 from bench.data.split import Dataset
 from bench.device import place
 from bench.errors import BadInput
+from bench.execute.attachments import attachments, own_tensors
 from bench.offer import all_sites, offered_sites
 from bench.records.schema import Workload
 from bench.sources import source_digest, source_file
@@ -42,7 +43,7 @@ class Subject:
     plain: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.plain = attachments(self.network) | _tensors_of_its_own(self.network)
+        self.plain = attachments(self.network) | own_tensors(self.network)
 
     @classmethod
     def of(cls, cell: Cell, dataset: Dataset, example: Tensor) -> Subject:
@@ -101,59 +102,6 @@ class Subject:
         return Compacted(
             compacted.network, compacted.certificate, architecture, compacted.collapsed, compacted.pinned
         )
-
-
-def attachments(network: nn.Module) -> set[str]:
-    """In words: the hooks of a network, its parameters, the buffers that are saved with it, and the calls of single
-    modules that are not those of their class."""
-    modules = dict(network.named_modules())
-    hooks = {
-        f"{len(found)} {kind}{'' if len(found) == 1 else 's'} on {path or 'the network'!r}"
-        for path, module in modules.items()
-        for kind, found in (
-            ("forward hook", module._forward_hooks),
-            ("forward pre-hook", module._forward_pre_hooks),
-            ("backward hook", module._backward_hooks),
-            ("backward pre-hook", module._backward_pre_hooks),
-            ("state-dict hook", module._state_dict_hooks),
-            ("state-dict pre-hook", module._state_dict_pre_hooks),
-            ("load-state-dict pre-hook", module._load_state_dict_pre_hooks),
-            ("load-state-dict hook", module._load_state_dict_post_hooks),
-        )
-        if found
-    }
-    calls = {
-        f"a forward of its own on {path or 'the network'!r}"
-        for path, module in modules.items()
-        if "forward" in vars(module)
-    }
-    buffers = {
-        _buffer(path, name)
-        for path, module in modules.items()
-        for name, value in module._buffers.items()
-        if value is not None and name not in module._non_persistent_buffers_set and not _traced(module, name)
-    }
-    return hooks | calls | buffers | {f"the parameter {name!r}" for name, _ in network.named_parameters()}
-
-
-def _tensors_of_its_own(network: nn.Module) -> set[str]:
-    """The tensors that are mere attributes, in the words of `attachments`: they become buffers where units that go
-    during training leave a `GraphModule`."""
-    return {
-        _buffer(path, name)
-        for path, module in network.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _buffer(path: str, name: str) -> str:
-    return f"the buffer {(f'{path}.{name}' if path else name)!r}"
-
-
-def _traced(module: nn.Module, name: str) -> bool:
-    """Whether the buffer is a constant of the code that a `GraphModule` stands for."""
-    return isinstance(module, fx.GraphModule) and name.startswith("_tensor_constant")
 
 
 def rounded_up(kept: Tensor, multiple: int) -> Tensor:
